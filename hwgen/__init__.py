@@ -1,0 +1,1 @@
+"""Quantised neural networks to FPGA hardware."""

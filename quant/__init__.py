@@ -1,0 +1,1 @@
+"""Float networks in, integer networks out: import, data, training, calibration, quantisation."""
