@@ -110,6 +110,7 @@ class Walk:
         for r in range(self.rows):
             out[r, :] = self.row_start(r) * width
             if self.row_moves(r):
-                out[r, :-1] += [self.column_start(c + 1) for c in range(self.columns - 1)]
+                for c in range(self.columns - 1):
+                    out[r, c] += self.column_start(c + 1)
             out[r, -1] = self.row_start(r + 1) * width
         return out
