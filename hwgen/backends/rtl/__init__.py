@@ -1,0 +1,1 @@
+"""Dataflow stages as Amaranth components, and their Verilog."""

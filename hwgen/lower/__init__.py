@@ -1,0 +1,1 @@
+"""Integer network to dataflow: stages, folding, buffer depths and the exact schedule."""
