@@ -87,6 +87,12 @@ class Requant:
         return max(len(t) for t in (self.mult, self.add, self.shift, self.low, self.high))
 
     @property
+    def scaled(self) -> bool:
+        """Whether hardware needs a multiplier or an offset: it then takes two cycles more."""
+        common = self.common_shift()
+        return any(m != 1 for m in common.mult) or any(a != 0 for a in common.add)
+
+    @property
     def monotone(self) -> bool:
         """Whether a larger accumulator never gives a smaller code, so that a max pool may come first."""
         return min(self.mult) >= 0

@@ -12,8 +12,8 @@ __all__ = ["MEMORY_READ", "MULTIPLY", "accumulate_latency", "requant_latency", "
 MEMORY_READ = 2
 """Address to data: the memory's own register and the output register behind it."""
 
-MULTIPLY = 2
-"""Operand register and product register."""
+MULTIPLY = 1
+"""The product register; the memory's output register is the operand register."""
 
 
 def tree_latency(terms: int) -> int:
