@@ -1,0 +1,1 @@
+"""Readers of the data sets; :mod:`quant.datasets` is the door."""

@@ -1,0 +1,422 @@
+"""Training of the float networks, deterministic by seed and resumable after every epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from hwgen.errors import BadInput, BadNetwork
+from hwgen.files import ensure_folder, write_bytes
+from quant.checkpoints import SCHEMA, Checkpoint, read_tensors, save_checkpoint, tensor_bytes
+from quant.data.dataset import Dataset
+from quant.models import Preprocess, create_model
+
+__all__ = ["Recipe", "evaluate", "recipe_for", "resume_path", "train"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How to train: AdamW, a warm-up over the first tenth, then a cosine to zero.
+
+    Parameters
+    ----------
+    epochs : int
+    peak_rate : float
+        Learning rate at the end of the warm-up.
+    weight_decay : float
+        On weights, not on biases.
+    crop : int
+        Each image is shifted by up to so many pixels each way, zeros coming in.
+    mirror : bool
+        Whether half of the images are mirrored left to right.
+    batch : int
+        Images in a step; the last few images of an epoch that fill none are left out of it.
+    """
+
+    epochs: int
+    peak_rate: float
+    weight_decay: float = 0.01
+    crop: int = 2
+    mirror: bool = False
+    batch: int = 128
+
+
+def recipe_for(arch: str, dataset: str) -> Recipe:
+    """Return the recipe for a network on a data set, chosen on held-out images."""
+    if dataset == "cifar10":
+        return Recipe(epochs=100, peak_rate=5e-3, mirror=True)
+    if dataset == "mnist":
+        return Recipe(epochs=20, peak_rate=2e-3 if arch == "lenet5" else 1e-2)
+    return Recipe(epochs=120, peak_rate=3e-3 if arch == "lenet5" else 2e-2, batch=32)
+
+
+def resume_path(out: Path) -> Path:
+    """Return the file that holds the state of an unfinished run beside its checkpoint."""
+    return out.with_name(f"{out.name}.resume")
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        if count < 1:
+            raise BadInput(f"the number of threads must be at least 1, and is {count}")
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def evaluate(
+    model: nn.Module,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    preprocess: Preprocess,
+    *,
+    batch: int = 500,
+) -> float:
+    """Return the top-1 accuracy as a fraction; the lowest class wins a tie.
+
+    Parameters
+    ----------
+    images : ndarray of uint8, shape (N, C, H, W)
+        Raw pixels; at least one image.
+    labels : ndarray of int64, shape (N,)
+    batch : int
+        Images at a time.
+    """
+    if not len(images) or len(images) != len(labels):
+        raise BadInput(
+            f"there must be as many labels as images, and at least one: {len(images)} images, "
+            f"{len(labels)} labels"
+        )
+    was_training = model.training
+    model.eval()
+    right = 0
+    with torch.inference_mode():
+        for start in range(0, len(images), batch):
+            logits = model(preprocess.apply(images[start : start + batch])).numpy()
+            right += int((logits.argmax(axis=1) == labels[start : start + batch]).sum())
+    model.train(was_training)
+    return right / len(images)
+
+
+class _Augmenter:
+    """Random crops and mirroring, on uint8."""
+
+    def __init__(self, images: NDArray[np.uint8], recipe: Recipe) -> None:
+        border = recipe.crop
+        padded = np.pad(images, ((0, 0), (0, 0), (border, border), (border, border)))
+        # Shape (N, dy, dx, C, H, W): a view, from which one gather takes any batch of crops.
+        view = sliding_window_view(padded, images.shape[2:], axis=(2, 3))
+        self._crops = view.transpose(0, 2, 3, 1, 4, 5)
+        self._recipe = recipe
+
+    def epoch(self, generator: np.random.Generator) -> Iterator[tuple[NDArray[np.intp], Tensor]]:
+        """Yield the indices and pixels of each batch of a shuffled epoch."""
+        count = len(self._crops)
+        batch = min(self._recipe.batch, count)
+        order = generator.permutation(count)
+        shifts = generator.integers(0, 2 * self._recipe.crop + 1, size=(2, count))
+        mirrored = generator.random(count) < 0.5
+        for start in range(0, count - batch + 1, batch):
+            part = slice(start, start + batch)
+            pixels = self._crops[order[part], shifts[0, part], shifts[1, part]]
+            if self._recipe.mirror:
+                flip = mirrored[part]
+                pixels[flip] = pixels[flip, ..., ::-1]
+            yield order[part], torch.from_numpy(pixels)
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return max(1, len(self._crops) // self._recipe.batch)
+
+
+def learning_rate(recipe: Recipe, step: int, total: int) -> float:
+    """Return the rate of a step, 0 to ``total - 1``: linear to the peak, then a cosine to 0."""
+    warm = max(1, total // 10)
+    if step < warm:
+        return recipe.peak_rate * (step + 1) / warm
+    return recipe.peak_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
+
+
+class _Run:
+    """A training run: network, optimiser and how far it is."""
+
+    def __init__(self, arch: str, dataset: Dataset, recipe: Recipe, seed: int) -> None:
+        channels, height, width = dataset.shape
+        if (height, width) != (32, 32):
+            raise BadInput(f"{arch} takes 32x32 images, and {dataset.name} has {height}x{width}")
+        if len(dataset.classes) != 10:
+            raise BadInput(
+                f"{arch} has 10 outputs, and {dataset.name} has {len(dataset.classes)} classes"
+            )
+        self.arch, self.dataset, self.recipe, self.seed = arch, dataset, recipe, seed
+        self.preprocess = Preprocess.standard(channels)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = create_model(arch, channels)
+        self.names = [name for name, _ in self.model.named_parameters()]
+        decayed = [p for p in self.model.parameters() if p.ndim > 1]
+        others = [p for p in self.model.parameters() if p.ndim <= 1]
+        groups = [
+            {"params": decayed, "weight_decay": recipe.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.peak_rate, fused=True)
+        self.history: list[float] = []
+        self._augmenter = _Augmenter(dataset.fit_images, recipe)
+
+    def run_epoch(self) -> float:
+        """Train one epoch; return the mean loss."""
+        epoch = len(self.history)
+        steps = self._augmenter.steps
+        generator = np.random.default_rng([self.seed, epoch])
+        labels = self.dataset.fit_labels
+        self.model.train()
+        total = torch.zeros(())
+        for step, (index, pixels) in enumerate(self._augmenter.epoch(generator)):
+            rate = learning_rate(self.recipe, epoch * steps + step, self.recipe.epochs * steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.zero_grad(set_to_none=True)
+            logits = self.model(self.preprocess.apply(pixels))
+            loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels[index]))
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            total += loss.detach()
+        mean = total.item() / steps
+        if not math.isfinite(mean):
+            raise BadInput(
+                f"training diverged in epoch {epoch + 1} (the loss is {mean}); use another seed"
+            )
+        return mean
+
+    def held_out_accuracy(self) -> float | None:
+        """Return the accuracy on the held-out images, None if none are held out."""
+        data = self.dataset
+        if not data.held_out:
+            return None
+        return evaluate(self.model, data.search_images, data.search_labels, self.preprocess)
+
+    def _identity(self) -> dict[str, Any]:
+        recipe = self.recipe
+        digest = hashlib.sha256(self.dataset.fit_images.tobytes())
+        digest.update(self.dataset.fit_labels.tobytes())
+        return {
+            "arch": self.arch,
+            "dataset": self.dataset.name,
+            "data_sha256": digest.hexdigest(),
+            "seed": self.seed,
+            "recipe": {name: getattr(recipe, name) for name in Recipe.__dataclass_fields__},
+        }
+
+    def save(self, path: Path) -> None:
+        """Write all that the next epoch needs, atomically."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            state = self.optimizer.state[parameter]
+            tensors[name] = parameter
+            tensors[f"{name}.mean"] = state["exp_avg"]
+            tensors[f"{name}.square"] = state["exp_avg_sq"]
+            tensors[f"{name}.step"] = state["step"]
+        record = {"schema": SCHEMA, "history": self.history, "run": self._identity()}
+        write_bytes(path, tensor_bytes(tensors, record))
+
+    def restore(self, path: Path) -> None:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        BadInput
+            If it is of another run.
+        BadNetwork
+            If the file is corrupt.
+        """
+        tensors, record = read_tensors(path)
+        kinds = ("", ".mean", ".square", ".step")
+        if record is None or set(tensors) != {f"{n}{k}" for n in self.names for k in kinds}:
+            raise BadNetwork(f"{path}: not the state of an unfinished run; delete it")
+        mine, found = self._identity(), record.get("run")
+        if not isinstance(found, dict) or mine != found:
+            found = found if isinstance(found, dict) else {}
+            changed = [key for key, value in mine.items() if found.get(key) != value]
+            raise BadInput(
+                f"{path} is of another run: its {', '.join(changed)} differ from what is asked; "
+                "ask for the same to resume it, or delete the file (or do not resume) to start anew"
+            )
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[name])
+                self.optimizer.state[parameter] = {
+                    "step": tensors[f"{name}.step"].clone(),
+                    "exp_avg": tensors[f"{name}.mean"].clone(),
+                    "exp_avg_sq": tensors[f"{name}.square"].clone(),
+                }
+        self.history = list(record["history"])
+
+
+class _Report:
+    """A bar on a terminal, a line for each epoch elsewhere; both to standard error."""
+
+    def __init__(self, title: str, epochs: int, *, show: bool) -> None:
+        self._console = Console(stderr=True, quiet=not show)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._title, self._epochs = title, epochs
+        self._task = self._bar.add_task(title, total=epochs)
+
+    def __enter__(self) -> _Report:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def epoch(self, done: int, loss: float | None, held_out: float | None, seconds: float) -> None:
+        """Show that ``done`` epochs are done."""
+        text = self._title
+        if loss is not None:
+            text += f"  loss {loss:.4f}"
+        if held_out is not None:
+            text += f"  held-out {held_out:.2%}"
+        self._bar.update(self._task, completed=done, description=text)
+        if not self._console.is_terminal:
+            line = f"{text}  epoch {done}/{self._epochs}  {seconds:.0f} s"
+            self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def train(
+    arch: str,
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+    epochs: int | None = None,
+    threads: int | None = None,
+    out: Path,
+    resume: bool = True,
+    progress: bool = True,
+    max_seconds: float | None = None,
+) -> Checkpoint:
+    """Train a network and write its checkpoint.
+
+    The last ``dataset.held_out`` training images are never trained on, and the test images are
+    looked at once, when all is done. After every epoch the state goes to ``<out>.resume``; a run
+    that was stopped (also by Ctrl-C) goes on from there and ends in the same weights. That file
+    is deleted when the checkpoint is written.
+
+    Parameters
+    ----------
+    arch : str
+        One of :data:`quant.models.MODELS`.
+    dataset : Dataset
+        32x32 images of 10 classes.
+    seed : int
+        Of the initial weights, shuffles and crops. The same seed, number of threads and torch
+        build give the same bytes.
+    epochs : int, optional
+        Default: what :func:`recipe_for` says.
+    threads : int, optional
+        Threads torch uses; default: as torch is set.
+    out : Path
+        The checkpoint to write, usually ``.safetensors``.
+    resume : bool
+        Whether an unfinished run beside ``out`` is continued; otherwise it is started anew.
+    progress : bool
+        Whether to report on standard error.
+    max_seconds : float, optional
+        Stop after the epoch in which this time is over. The checkpoint then is that of an
+        unfinished run: ``accuracy`` is None, ``epochs`` counts those done, and the same call
+        goes on.
+
+    Returns
+    -------
+    Checkpoint
+
+    Raises
+    ------
+    BadInput
+        If an argument is out of range, the network does not take such images, ``<out>.resume``
+        is of another run, or a file cannot be written.
+    """
+    recipe = recipe_for(arch, dataset.name)
+    if epochs is not None:
+        if epochs < 1:
+            raise BadInput(f"the number of epochs must be at least 1, and is {epochs}")
+        recipe = Recipe(
+            **{n: getattr(recipe, n) for n in Recipe.__dataclass_fields__} | {"epochs": epochs}
+        )
+    if seed < 0:
+        raise BadInput(f"the seed must be at least 0, and is {seed}")
+    ensure_folder(out.parent)
+    state = resume_path(out)
+    start = time.monotonic()
+    with _threads(threads):
+        run = _Run(arch, dataset, recipe, seed)
+        if resume and state.is_file():
+            run.restore(state)
+        with _Report(f"{arch} on {dataset.name}", recipe.epochs, show=progress) as report:
+            report.epoch(len(run.history), None, None, 0)
+            while len(run.history) < recipe.epochs:
+                loss = run.run_epoch()
+                held_out = run.held_out_accuracy()
+                run.history.append(loss if held_out is None else held_out)
+                run.save(state)
+                spent = time.monotonic() - start
+                report.epoch(len(run.history), loss, held_out, spent)
+                if max_seconds is not None and spent > max_seconds:
+                    break
+        checkpoint = _finish(run)
+        save_checkpoint(out, checkpoint)
+    if len(run.history) == recipe.epochs:
+        state.unlink(missing_ok=True)
+    return checkpoint
+
+
+def _finish(run: _Run) -> Checkpoint:
+    data = run.dataset
+    finished = len(run.history) == run.recipe.epochs
+    accuracy = None
+    if finished:
+        accuracy = evaluate(run.model, data.test_images, data.test_labels, run.preprocess)
+    extra: dict[str, Any] = {
+        "trained_on": len(data.fit_images),
+        "planned_epochs": run.recipe.epochs,
+        "threads": torch.get_num_threads(),
+    }
+    if data.held_out:
+        extra["held_out_accuracy"] = run.history[-1]
+    return Checkpoint(
+        arch=run.arch,
+        in_channels=data.shape[0],
+        dataset=data.name,
+        preprocess=run.preprocess,
+        state={name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()},
+        held_out=data.held_out,
+        accuracy=accuracy,
+        seed=run.seed,
+        epochs=len(run.history),
+        extra=extra,
+    )
