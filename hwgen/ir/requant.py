@@ -73,12 +73,13 @@ class Requant:
             )
         if min(self.shift) < 0:
             raise BadNetwork(f"a requantiser's shift must be at least 0, not {min(self.shift)}")
-        for channel in range(self.channels):
-            c = self.channel(channel)
-            if c.low[0] > c.high[0]:
+        bounds = len(self.low) if len(self.low) > 1 else len(self.high)
+        for channel in range(bounds):
+            low = self.low[channel % len(self.low)]
+            high = self.high[channel % len(self.high)]
+            if low > high:
                 raise BadNetwork(
-                    f"a requantiser's low must not exceed its high: channel {channel} has"
-                    f" {c.low[0]} and {c.high[0]}"
+                    f"a requantiser's low must not exceed its high: channel {channel} has {low} and {high}"
                 )
 
     @property
