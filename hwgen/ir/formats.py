@@ -11,7 +11,10 @@ __all__ = ["Fixed", "TensorType", "signed_width", "width_of"]
 
 def signed_width(low: int, high: int) -> int:
     """Width in bits of the smallest signed two's-complement format that holds ``low`` and ``high``."""
-    return max((low if low >= 0 else ~low).bit_length(), (high if high >= 0 else ~high).bit_length()) + 1
+    return (
+        max((low if low >= 0 else ~low).bit_length(), (high if high >= 0 else ~high).bit_length())
+        + 1
+    )
 
 
 def width_of(low: int, high: int) -> tuple[int, bool]:

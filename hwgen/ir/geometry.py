@@ -50,8 +50,15 @@ class Geometry:
                 f" {self.height}x{self.width}, {self.kernel}, {self.stride}, {self.padding}"
             )
         top, left, bottom, right = self.padding
-        if top >= self.kernel[0] or bottom >= self.kernel[0] or left >= self.kernel[1] or right >= self.kernel[1]:
-            raise BadNetwork(f"padding {self.padding} must be smaller than the kernel {self.kernel}")
+        if (
+            top >= self.kernel[0]
+            or bottom >= self.kernel[0]
+            or left >= self.kernel[1]
+            or right >= self.kernel[1]
+        ):
+            raise BadNetwork(
+                f"padding {self.padding} must be smaller than the kernel {self.kernel}"
+            )
         if min(self.out_height, self.out_width) < 1:
             raise BadNetwork(
                 f"a {self.kernel[0]}x{self.kernel[1]} window does not fit into"
@@ -94,7 +101,10 @@ class Geometry:
         last_row = (self.out_height - 1) * self.stride[0] - self.padding[0] + self.kernel[0]
         last_column = (self.out_width - 1) * self.stride[1] - self.padding[1] + self.kernel[1]
         return (
-            self.padding[0] > 0 or self.padding[1] > 0 or last_row > self.height or last_column > self.width
+            self.padding[0] > 0
+            or self.padding[1] > 0
+            or last_row > self.height
+            or last_column > self.width
         )
 
     @property

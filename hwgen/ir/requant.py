@@ -151,7 +151,9 @@ class Requant:
         def spread(values: tuple[int, ...]) -> Any:
             if len(values) == 1:
                 return np.int64(values[0])
-            return np.array(values, dtype=np.int64).reshape([-1 if i == axis else 1 for i in range(acc.ndim)])
+            return np.array(values, dtype=np.int64).reshape(
+                [-1 if i == axis else 1 for i in range(acc.ndim)]
+            )
 
         value = np.asarray(acc, dtype=np.int64)
         if self.relu:

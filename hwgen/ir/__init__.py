@@ -1,0 +1,54 @@
+"""The integer network: formats, requantisation, layers and their integer meaning."""
+
+from hwgen.ir.formats import Fixed, TensorType, signed_width, width_of
+from hwgen.ir.geometry import Geometry
+from hwgen.ir.network import Network
+from hwgen.ir.ops import (
+    INPUT,
+    Add,
+    AvgPool,
+    Bias,
+    Concat,
+    Conv,
+    Flatten,
+    GlobalAvgPool,
+    GlobalMaxPool,
+    Linear,
+    MacOp,
+    MaxPool,
+    Op,
+    Rescale,
+    Weights,
+    mac_interval,
+)
+from hwgen.ir.requant import Requant, Rounding
+from hwgen.ir.walk import Walk, WindowMode
+
+__all__ = [
+    "INPUT",
+    "Add",
+    "AvgPool",
+    "Bias",
+    "Concat",
+    "Conv",
+    "Fixed",
+    "Flatten",
+    "Geometry",
+    "GlobalAvgPool",
+    "GlobalMaxPool",
+    "Linear",
+    "MacOp",
+    "MaxPool",
+    "Network",
+    "Op",
+    "Requant",
+    "Rescale",
+    "Rounding",
+    "TensorType",
+    "Walk",
+    "Weights",
+    "WindowMode",
+    "mac_interval",
+    "signed_width",
+    "width_of",
+]
