@@ -1,1 +1,5 @@
 """Quantised neural networks to FPGA hardware."""
+
+__all__ = ["__version__"]
+
+__version__ = "0.1.0"
