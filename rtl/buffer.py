@@ -1,0 +1,112 @@
+"""The buffer at a stage's output: a FIFO whose free places are handed out as credits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amaranth.hdl import Module, Mux, Shape, ShapeLike, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+__all__ = ["OutputBuffer"]
+
+SHIFTED_DEPTH = 3
+"""Depth up to which shifting registers are no larger than a memory with a read multiplexer."""
+
+
+class OutputBuffer(wiring.Component):
+    """FIFO of a stage's output beats, with the credit counter of its producer.
+
+    A producing step fires in a cycle with ``available`` and raises ``reserve``; its beat comes
+    with ``w_en`` in that cycle or any later one, in order. A beat written at cycle ``t`` is at
+    ``o`` from ``t + 1``. A beat taken at ``t`` gives its credit back at ``t + 1``.
+
+    Parameters
+    ----------
+    shape : shape-like
+        Payload of a beat.
+    depth : int
+        Beats it holds and credits at reset, at least 1.
+
+    Members
+    -------
+    reserve : ``In(1)``
+        A producing step fires. Only while ``available``.
+    available : ``Out(1)``
+        Whether there is a credit; depends on registers alone.
+    w_en, w_data : ``In(1)``, ``In(shape)``
+        Write port.
+    o : ``Out(stream.Signature(shape))``
+    """
+
+    def __init__(self, shape: ShapeLike, depth: int) -> None:
+        if depth < 1:
+            raise ValueError(f"the depth of an output buffer must be at least 1, not {depth}")
+        self.shape = shape
+        self.depth = depth
+        super().__init__(
+            {
+                "reserve": In(1),
+                "available": Out(1),
+                "w_en": In(1),
+                "w_data": In(shape),
+                "o": Out(stream.Signature(shape)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Any:
+        m = Module()
+        credit = Signal(range(self.depth + 1), init=self.depth)
+        level = Signal(range(self.depth + 1))
+        taken = Signal()
+        m.d.comb += [
+            self.available.eq(credit != 0),
+            self.o.valid.eq(level != 0),
+            taken.eq(self.o.valid & self.o.ready),
+        ]
+        with m.If(self.reserve & ~taken):
+            m.d.sync += credit.eq(credit - 1)
+        with m.Elif(~self.reserve & taken):
+            m.d.sync += credit.eq(credit + 1)
+        with m.If(self.w_en & ~taken):
+            m.d.sync += level.eq(level + 1)
+        with m.Elif(~self.w_en & taken):
+            m.d.sync += level.eq(level - 1)
+        if self.depth <= SHIFTED_DEPTH:
+            self._shift(m, level, taken)
+        else:
+            self._ring(m, taken)
+        return m
+
+    def _shift(self, m: Module, level: Signal, taken: Signal) -> None:
+        """Entry 0 is the oldest; a free entry may load anything, the level tells what counts."""
+        width = Shape.cast(self.shape).width
+        entries = [Signal(width, name=f"entry_{k}", reset_less=True) for k in range(self.depth)]
+        m.d.comb += self.o.payload.eq(entries[0])
+        for k, entry in enumerate(entries):
+            fresh = self.w_data.as_value() if hasattr(self.w_data, "as_value") else self.w_data
+            # The entries below the level keep their beat, or move down when the oldest leaves.
+            if k + 1 < self.depth:
+                with m.If(taken):
+                    m.d.sync += entry.eq(Mux(level > k + 1, entries[k + 1], fresh))
+                with m.Elif(level <= k):
+                    m.d.sync += entry.eq(fresh)
+            else:
+                with m.If(taken | (level <= k)):
+                    m.d.sync += entry.eq(fresh)
+
+    def _ring(self, m: Module, taken: Signal) -> None:
+        m.submodules.fifo = fifo = Memory(shape=self.shape, depth=self.depth, init=[])
+        write, read = fifo.write_port(), fifo.read_port(domain="comb")
+        w_index, r_index = Signal(range(self.depth)), Signal(range(self.depth))
+        m.d.comb += [
+            write.en.eq(self.w_en),
+            write.addr.eq(w_index),
+            write.data.eq(self.w_data),
+            read.addr.eq(r_index),
+            self.o.payload.eq(read.data),
+        ]
+        for index, step in ((w_index, self.w_en), (r_index, taken)):
+            with m.If(step):
+                m.d.sync += index.eq(Mux(index == self.depth - 1, 0, index + 1))
