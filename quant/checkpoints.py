@@ -195,7 +195,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise BadNetwork(f"{path}: no such checkpoint file; give its path or train one first")
     record: dict[str, Any] | None = None
-    if path.suffix in (".pt", ".pth") or zipfile.is_zipfile(path):
+    known = path.suffix == ".safetensors"
+    if path.suffix in (".pt", ".pth") or (not known and zipfile.is_zipfile(path)):
         tensors = _read_torch(path)
     else:
         tensors, record = read_tensors(path)

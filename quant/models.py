@@ -64,7 +64,7 @@ class Preprocess:
         BadInput
             If the images are not uint8 or have another number of channels.
         """
-        # torch shares memory and warns where that is read-only; nothing here writes to it.
+        # torch.tensor copies: sharing the memory of a read-only array would raise a warning.
         raw = images if isinstance(images, Tensor) else torch.tensor(images)
         if raw.dtype != torch.uint8 or raw.ndim != 4 or raw.shape[1] != len(self.scale):
             raise BadInput(

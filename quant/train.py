@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,6 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = create_model(arch, channels)
-        self.names = [name for name, _ in self.model.named_parameters()]
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         others = [p for p in self.model.parameters() if p.ndim <= 1]
         groups = [
@@ -182,6 +181,15 @@ class _Run:
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.peak_rate, fused=True)
         self.history: list[float] = []
         self._augmenter = _Augmenter(dataset.fit_images, recipe)
+        digest = hashlib.sha256(dataset.fit_images.tobytes())
+        digest.update(dataset.fit_labels.tobytes())
+        self._identity: dict[str, Any] = {
+            "arch": arch,
+            "dataset": dataset.name,
+            "data_sha256": digest.hexdigest(),
+            "seed": seed,
+            "recipe": asdict(recipe),
+        }
 
     def run_epoch(self) -> float:
         """Train one epoch; return the mean loss."""
@@ -215,18 +223,6 @@ class _Run:
             return None
         return evaluate(self.model, data.search_images, data.search_labels, self.preprocess)
 
-    def _identity(self) -> dict[str, Any]:
-        recipe = self.recipe
-        digest = hashlib.sha256(self.dataset.fit_images.tobytes())
-        digest.update(self.dataset.fit_labels.tobytes())
-        return {
-            "arch": self.arch,
-            "dataset": self.dataset.name,
-            "data_sha256": digest.hexdigest(),
-            "seed": self.seed,
-            "recipe": {name: getattr(recipe, name) for name in Recipe.__dataclass_fields__},
-        }
-
     def save(self, path: Path) -> None:
         """Write all that the next epoch needs, atomically."""
         tensors: dict[str, Tensor] = {}
@@ -236,7 +232,7 @@ class _Run:
             tensors[f"{name}.mean"] = state["exp_avg"]
             tensors[f"{name}.square"] = state["exp_avg_sq"]
             tensors[f"{name}.step"] = state["step"]
-        record = {"schema": SCHEMA, "history": self.history, "run": self._identity()}
+        record = {"schema": SCHEMA, "history": self.history, "run": self._identity}
         write_bytes(path, tensor_bytes(tensors, record))
 
     def restore(self, path: Path) -> None:
@@ -250,10 +246,9 @@ class _Run:
             If the file is corrupt.
         """
         tensors, record = read_tensors(path)
-        kinds = ("", ".mean", ".square", ".step")
-        if record is None or set(tensors) != {f"{n}{k}" for n in self.names for k in kinds}:
+        if record is None or not isinstance(record.get("history"), list):
             raise BadNetwork(f"{path}: not the state of an unfinished run; delete it")
-        mine, found = self._identity(), record.get("run")
+        mine, found = self._identity, record.get("run")
         if not isinstance(found, dict) or mine != found:
             found = found if isinstance(found, dict) else {}
             changed = [key for key, value in mine.items() if found.get(key) != value]
@@ -261,6 +256,7 @@ class _Run:
                 f"{path} is of another run: its {', '.join(changed)} differ from what is asked; "
                 "ask for the same to resume it, or delete the file (or do not resume) to start anew"
             )
+        self._check_tensors(path, tensors)
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(tensors[name])
@@ -270,6 +266,24 @@ class _Run:
                     "exp_avg_sq": tensors[f"{name}.square"].clone(),
                 }
         self.history = list(record["history"])
+
+    def _check_tensors(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        wanted: dict[str, torch.Size] = {}
+        for name, parameter in self.model.named_parameters():
+            wanted |= {f"{name}{kind}": parameter.shape for kind in ("", ".mean", ".square")}
+            wanted[f"{name}.step"] = torch.Size()
+        for name in sorted(set(wanted) | set(tensors)):
+            tensor = tensors.get(name)
+            if (
+                tensor is None
+                or tensor.shape != wanted.get(name)
+                or tensor.dtype != torch.float32
+                or not torch.isfinite(tensor).all()
+            ):
+                raise BadNetwork(
+                    f"{path}: the tensor {name} of the unfinished run is not as written; "
+                    "delete the file"
+                )
 
 
 class _Report:
@@ -365,12 +379,12 @@ def train(
     if epochs is not None:
         if epochs < 1:
             raise BadInput(f"the number of epochs must be at least 1, and is {epochs}")
-        recipe = Recipe(
-            **{n: getattr(recipe, n) for n in Recipe.__dataclass_fields__} | {"epochs": epochs}
-        )
+        recipe = replace(recipe, epochs=epochs)
     if seed < 0:
         raise BadInput(f"the seed must be at least 0, and is {seed}")
     ensure_folder(out.parent)
+    if out.is_dir():
+        raise BadInput(f"{out} is a folder; give the path of the checkpoint file to write")
     state = resume_path(out)
     start = time.monotonic()
     with _threads(threads):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,8 @@ def unpack_archive(archive: Path, root: Path, *, records: int = 10_000) -> Path:
                 write_bytes(folder / name, data)
     except KeyError as error:
         raise BadDataset(f"{archive}: must hold {', '.join(FILES)}; {error.args[0]}") from error
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise BadDataset(f"{archive}: not a whole .tar.gz archive ({error})") from error
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise BadDataset(
+            f"{archive}: not a whole .tar.gz archive ({error}); delete it and fetch it again"
+        ) from error
     return folder

@@ -39,8 +39,8 @@ class Remote:
 
 def default_cache() -> Path:
     """Return the user's cache folder of this project, by the XDG convention."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "hwgen"
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (root if root.is_absolute() else Path.home() / ".cache") / "hwgen"
 
 
 def fetch(remote: Remote, folder: Path) -> Path:

@@ -27,7 +27,7 @@ def read_up_to(path: Path, limit: int) -> bytes:
             return file.read(limit)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise BadDataset(
-            f"{path}: not a whole gzip file ({error}); fetch it again or give the unpacked file"
+            f"{path}: not a whole gzip file ({error}); delete it and fetch it again"
         ) from error
     except OSError as error:
         raise BadDataset(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -45,9 +45,9 @@ def read_exactly(path: Path, size: int, what: str) -> bytes:
     # makes gzip check its CRC at the end of a right one.
     data = read_up_to(path, size + 1)
     if len(data) != size:
-        got = f"has {len(data)}" if len(data) < size else "has more"
+        got = f"{len(data)}: it is truncated" if len(data) < size else "more"
         raise BadDataset(
-            f"{path}: must hold {size} bytes ({what}), and {got}; "
-            f"the file is {'truncated' if len(data) < size else 'not this data set'}, fetch it again"
+            f"{path}: must hold {size} bytes ({what}), and holds {got}; "
+            "delete it and fetch it again"
         )
     return data

@@ -57,7 +57,7 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     if len(header) < header_bytes:
         raise BadDataset(
             f"{path}: an idx header has {header_bytes} bytes, and the file has {len(header)}; "
-            "fetch it again"
+            "delete it and fetch it again"
         )
     words = np.frombuffer(header, dtype=">u4").tolist()
     if words[0] != magic:
