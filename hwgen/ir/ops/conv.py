@@ -64,9 +64,7 @@ class Conv(MacOp):
         return outside_taps(self.geometry)
 
     def accumulator_interval(self) -> tuple[Codes, Codes]:
-        return mac_interval(
-            input=self.input, weights=self.weights, bias=self.bias, padded=self.padded_taps()
-        )
+        return mac_interval(self.input, self.weights, self.bias, padded=self.padded_taps())
 
     def acc(self, x: Codes) -> Codes:
         n, g = x.shape[0], self.geometry

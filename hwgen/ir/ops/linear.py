@@ -25,7 +25,7 @@ class Linear(MacOp):
         self._check_mac((shape[0],))
 
     def accumulator_interval(self) -> tuple[Codes, Codes]:
-        return mac_interval(input=self.input, weights=self.weights, bias=self.bias)
+        return mac_interval(self.input, self.weights, self.bias)
 
     def acc(self, x: Codes) -> Codes:
         # One column: the batch. (out, in) @ (in, N)

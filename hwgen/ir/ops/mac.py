@@ -24,17 +24,17 @@ __all__ = ["MacOp", "exact_dot", "mac_interval"]
 
 
 def mac_interval(
-    *,
-    input: TensorType,
+    source: TensorType,
     weights: Weights,
     bias: Bias | None,
+    *,
     padded: NDArray[np.bool_] | bool = False,
 ) -> tuple[Codes, Codes]:
     """Exact interval of each output channel's accumulator, from the weights, the bias and the input range.
 
     Parameters
     ----------
-    input : TensorType
+    source : TensorType
         Type of the layer's input; its range counts.
     weights, bias
         Constants of the layer.
@@ -46,7 +46,7 @@ def mac_interval(
     low, high : int64 arrays
         ``(out,)``.
     """
-    lowest, highest = input.minimum - input.zero, input.maximum - input.zero
+    lowest, highest = source.minimum - source.zero, source.maximum - source.zero
     first = np.where(padded, min(lowest, 0), lowest)
     last = np.where(padded, max(highest, 0), highest)
     codes = weights.codes
