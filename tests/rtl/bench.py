@@ -72,8 +72,9 @@ class OutputModel:
 def encode(layout: Any, beat: Beat) -> int:
     """Bits of a payload."""
     if isinstance(beat, int):
-        return beat & ((1 << Shape.cast(layout).width) - 1)
-    width = Shape.cast(layout.elem_shape).width
+        bits: int = Shape.cast(layout).width
+        return beat & ((1 << bits) - 1)
+    width: int = Shape.cast(layout.elem_shape).width
     assert len(beat) == layout.length
     return sum((int(code) & ((1 << width) - 1)) << (k * width) for k, code in enumerate(beat))
 
