@@ -1,0 +1,103 @@
+"""The top module: all stages between an AXI4-Stream slave and master."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amaranth.hdl import ClockDomain, ClockSignal, Module, ResetSignal, Shape
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from hwgen.backends.rtl.components import component
+from hwgen.backends.rtl.design import Design, Probe
+from hwgen.lower.dataflow import Dataflow
+from rtl.axi import AxiStreamOut
+from rtl.emit import emit_verilog
+
+__all__ = ["Top", "generate"]
+
+
+class Top(wiring.Component):
+    """A dataflow as hardware.
+
+    Parameters
+    ----------
+    dataflow : Dataflow
+
+    Members
+    -------
+    aclk, aresetn
+        Clock and synchronous reset, active low.
+    s_axis_tdata, s_axis_tvalid, s_axis_tready, s_axis_tlast
+        Input frames; ``dataflow.input`` gives the layout.
+    m_axis_tdata, m_axis_tvalid, m_axis_tready, m_axis_tlast
+        Output frames; ``dataflow.output`` gives the layout.
+    frame_error
+        Sticky: an input ``tlast`` came early or late.
+    """
+
+    def __init__(self, dataflow: Dataflow) -> None:
+        self.dataflow = dataflow
+        super().__init__(
+            {
+                "aclk": In(1),
+                "aresetn": In(1),
+                "s_axis_tdata": In(8 * dataflow.input.data_bytes),
+                "s_axis_tvalid": In(1),
+                "s_axis_tready": Out(1),
+                "s_axis_tlast": In(1),
+                "m_axis_tdata": Out(8 * dataflow.output.data_bytes),
+                "m_axis_tvalid": Out(1),
+                "m_axis_tready": In(1),
+                "m_axis_tlast": Out(1),
+                "frame_error": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Any:
+        m = Module()
+        m.domains.sync = ClockDomain("sync")
+        m.d.comb += [ClockSignal().eq(self.aclk), ResetSignal().eq(~self.aresetn)]
+        stages = self.dataflow.stages
+        parts = [component(stage) for stage in stages]
+        for stage, part in zip(stages, parts, strict=True):
+            m.submodules[stage.name] = part
+        for source, sink in zip(parts, parts[1:], strict=False):
+            wiring.connect(m, source.o, sink.i)
+        last = stages[-1].o
+        m.submodules.stream_out = out = AxiStreamOut(
+            Shape(last.width, last.signed), last.lanes, stages[-1].beats_out
+        )
+        wiring.connect(m, parts[-1].o, out.i)
+        first = parts[0]
+        m.d.comb += [
+            first.tdata.eq(self.s_axis_tdata),
+            first.tvalid.eq(self.s_axis_tvalid),
+            first.tlast.eq(self.s_axis_tlast),
+            self.s_axis_tready.eq(first.tready),
+            self.m_axis_tdata.eq(out.tdata),
+            self.m_axis_tvalid.eq(out.tvalid),
+            self.m_axis_tlast.eq(out.tlast),
+            out.tready.eq(self.m_axis_tready),
+            self.frame_error.eq(first.frame_error),
+        ]
+        return m
+
+
+def generate(dataflow: Dataflow) -> Design:
+    """Render a dataflow as one Verilog file.
+
+    The same dataflow gives the same text, byte for byte.
+    """
+    probes = tuple(
+        Probe(instance=s.stage, tensor=s.tensor, layout=s.layout)
+        for s in dataflow.streams
+        if s.stage != "classify_argmax"
+    )
+    return Design(
+        top=dataflow.name,
+        verilog=emit_verilog(Top(dataflow), dataflow.name),
+        input=dataflow.input,
+        output=dataflow.output,
+        probes=probes,
+    )
