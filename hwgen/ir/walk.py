@@ -114,3 +114,22 @@ class Walk:
                     out[r, c] += self.column_start(c + 1)
             out[r, -1] = self.row_start(r + 1) * width
         return out
+
+    def minimum_depth(self) -> int:
+        """Smallest ring that cannot deadlock: words in TAP mode, image rows in the others.
+
+        Before a segment all that it needs must fit beside what earlier segments have not released:
+        ``need + 1 - release of the segment before`` pixels. Writing goes on while fewer words are held
+        than the ring has, so the bound is sufficient too; what no segment needs is released by the
+        frame's last one. The other modes keep whole image rows, a multiple of the kernel's.
+
+        Returns
+        -------
+        int, at least 1. A ring of this depth may wait between segments; deeper ones wait less.
+        """
+        before = np.concatenate(([0], self.release().reshape(-1)[:-1]))
+        pixels = max(int((self.need().reshape(-1) + 1 - before).max()), 1)
+        if self.mode is WindowMode.TAP:
+            return pixels * self.groups
+        kernel_rows = self.geometry.kernel[0]
+        return -(-pixels // (self.geometry.width * kernel_rows)) * kernel_rows
