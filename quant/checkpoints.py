@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import zipfile
@@ -208,9 +209,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        data = io.BytesIO(path.read_bytes())
     except OSError as error:
         raise BadNetwork(f"{path}: cannot be read ({error.strerror or error})") from error
+    try:
+        loaded = torch.load(data, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for corrupt files, pickle's among them
         reason = str(error).strip().split("\n")[0]
         raise BadNetwork(
