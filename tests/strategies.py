@@ -48,7 +48,8 @@ def networks(*, hardware_only: bool = True) -> st.SearchStrategy[Network]:
 
 
 def random_codes(network: Network | TensorType, frames: int, seed: int = 0) -> NDArray[np.int64]:
-    """Input codes ``(frames, *shape)``; the second frame all lowest codes, the third all highest."""
+    """Input codes ``(frames, *shape)``; the second frame all lowest codes, the third all
+    highest."""
     kind = network.input if isinstance(network, Network) else network
     rng = np.random.default_rng(seed)
     codes = rng.integers(kind.minimum, kind.maximum, (frames, *kind.shape), endpoint=True)

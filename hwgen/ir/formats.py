@@ -10,7 +10,8 @@ __all__ = ["Fixed", "TensorType", "signed_width", "width_of"]
 
 
 def signed_width(low: int, high: int) -> int:
-    """Width in bits of the smallest signed two's-complement format that holds ``low`` and ``high``."""
+    """Width in bits of the smallest signed two's-complement format that holds ``low`` and
+    ``high``."""
     return (
         max((low if low >= 0 else ~low).bit_length(), (high if high >= 0 else ~high).bit_length())
         + 1
@@ -110,7 +111,8 @@ class TensorType:
     def __post_init__(self) -> None:
         if len(self.shape) not in (1, 3) or min(self.shape) < 1:
             raise BadNetwork(
-                f"a tensor's shape must be (channels, height, width) or (features,), each at least 1,"
+                "a tensor's shape must be (channels, height, width) or (features,), each at least"
+                " 1,"
                 f" not {self.shape}"
             )
         storage = Fixed(width=self.width, frac=0, signed=self.signed)
@@ -120,7 +122,8 @@ class TensorType:
         object.__setattr__(self, "high", storage.high if self.high is None else self.high)
         if not storage.low <= self.minimum <= self.maximum <= storage.high:
             raise BadNetwork(
-                f"a tensor's range {self.low}..{self.high} must lie within {storage.low}..{storage.high},"
+                f"a tensor's range {self.low}..{self.high} must lie within"
+                f" {storage.low}..{storage.high},"
                 f" what {self.width} bits {'signed' if self.signed else 'unsigned'} hold"
             )
 

@@ -1,6 +1,8 @@
-"""Sliding windows: which pixels a K x K window touches, when they are complete and when they are dead.
+"""Sliding windows: which pixels a K x K window touches, when they are complete and when they are
+dead.
 
-The integer layers, the dataflow's schedule and the hardware's counters all read this one description.
+The integer layers, the dataflow's schedule and the hardware's counters all read this one
+description.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ class Geometry:
     padding : tuple of int
         Pixels added at ``(top, left, bottom, right)``.
     ceil_mode : bool
-        Whether a last window that starts inside the image (or its top/left padding) but runs past the
-        end counts, as in PyTorch's pooling.
+        Whether a last window that starts inside the image (or its top/left padding) but runs past
+        the end counts, as in PyTorch's pooling.
 
     Raises
     ------
@@ -46,7 +48,8 @@ class Geometry:
     def __post_init__(self) -> None:
         if min(self.height, self.width, *self.kernel, *self.stride) < 1 or min(self.padding) < 0:
             raise BadNetwork(
-                "a window needs sizes, kernel and stride of at least 1 and padding of at least 0, not"
+                "a window needs sizes, kernel and stride of at least 1 and padding of at least 0,"
+                " not"
                 f" {self.height}x{self.width}, {self.kernel}, {self.stride}, {self.padding}"
             )
         top, left, bottom, right = self.padding

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from hwgen.errors import BadInput, BadNetwork
+from hwgen.ir.executor import Executor
 from hwgen.ir.formats import TensorType
 from hwgen.ir.ops import INPUT, MacOp, Op
 from hwgen.ir.ops.base import Codes
@@ -38,8 +40,8 @@ class Network:
     Raises
     ------
     BadNetwork
-        If names repeat, a tensor is missing, unused or of another type than its reader expects, or there
-        is no multiply-accumulate layer.
+        If names repeat, a tensor is missing, unused or of another type than its reader expects, or
+        there is no multiply-accumulate layer.
     """
 
     name: str
@@ -122,15 +124,17 @@ class Network:
                 f" not {array.shape}"
             )
         if array.size:
-            low, high = int(array.min()), int(array.max())
+            low, high = _extremes(array, self.input)
             if low < self.input.minimum or high > self.input.maximum:
                 raise BadInput(
-                    f"input codes must lie within {self.input.minimum}..{self.input.maximum}, not {low}..{high}"
+                    f"input codes must lie within {self.input.minimum}..{self.input.maximum}, not"
+                    f" {low}..{high}"
                 )
         return array
 
     def values(self, codes: Any) -> dict[str, Codes]:
-        """Codes ``(N, *shape)`` of every tensor by name, ``"input"`` included, through ``Op.evaluate``."""
+        """Codes ``(N, *shape)`` of every tensor by name, ``"input"`` included, through
+        ``Op.evaluate``."""
         tensors = {INPUT: self.check(codes).astype(np.int64)}
         for op in self.ops:
             tensors[op.name] = op.evaluate(*(tensors[name] for name in op.inputs))
@@ -171,7 +175,13 @@ class Network:
         BadInput
             If the codes are not integers of the input's shape and range.
         """
-        return self.reference(codes)
+        if batch is not None and batch < 1:
+            raise BadInput(f"a batch must hold at least 1 frame, not {batch}")
+        array = self.check(codes)
+        executor = _EXECUTORS.get(self)
+        if executor is None:
+            executor = _EXECUTORS[self] = Executor(self.input, self.ops, self.output)
+        return executor.evaluate(array, batch, progress)
 
     def classify(self, codes: Any) -> Codes:
         """Index of the largest output of each frame, the lowest on a tie, ``(N,)``.
@@ -179,7 +189,8 @@ class Network:
         The output's elements are taken in the order (channel, row, column).
         """
         out = self.evaluate(codes)
-        return out.reshape(out.shape[0], -1).argmax(axis=1)
+        best: Codes = out.reshape(out.shape[0], -1).argmax(axis=1)
+        return best
 
     def same(self, other: Network) -> bool:
         """Whether two networks have equal contents."""
@@ -189,3 +200,17 @@ class Network:
             other.ops,
             other.output,
         )
+
+
+_EXECUTORS: WeakKeyDictionary[Network, Executor] = WeakKeyDictionary()
+"""Prepared networks; an executor holds the layers but not the network, so that entries go with
+it."""
+
+
+def _extremes(array: np.ndarray[Any, np.dtype[Any]], kind: TensorType) -> tuple[int, int]:
+    """Smallest and largest code, or bounds on them where the array's type cannot exceed
+    ``kind``."""
+    info = np.iinfo(array.dtype)
+    if kind.minimum <= info.min and info.max <= kind.maximum:
+        return info.min, info.max
+    return int(array.min()), int(array.max())

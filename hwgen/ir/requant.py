@@ -36,7 +36,8 @@ class Requant:
     Parameters
     ----------
     mult, add : tuple of int
-        Multiplier and offset at the accumulator's scale. ``mult = 1, add = 0`` is the power-of-two case.
+        Multiplier and offset at the accumulator's scale. ``mult = 1, add = 0`` is the power-of-two
+        case.
     shift : tuple of int
         Bits dropped, each at least 0.
     low, high : tuple of int
@@ -46,8 +47,8 @@ class Requant:
     rounding : Rounding
         How the dropped bits round.
     relu : bool
-        Whether negative accumulators become 0 first. A plain ReLU needs only ``low = zero``; this is
-        for a batch norm that follows the ReLU.
+        Whether negative accumulators become 0 first. A plain ReLU needs only ``low = zero``; this
+        is for a batch norm that follows the ReLU.
 
     Raises
     ------
@@ -68,7 +69,8 @@ class Requant:
         lengths = {len(t) for t in (self.mult, self.add, self.shift, self.low, self.high)} - {1}
         if len(lengths) > 1 or 0 in lengths:
             raise BadNetwork(
-                "a requantiser's mult, add, shift, low and high must each have 1 entry or one a channel,"
+                "a requantiser's mult, add, shift, low and high must each have 1 entry or one a"
+                " channel,"
                 f" not {[len(t) for t in (self.mult, self.add, self.shift, self.low, self.high)]}"
             )
         if min(self.shift) < 0:
@@ -79,7 +81,8 @@ class Requant:
             high = self.high[channel % len(self.high)]
             if low > high:
                 raise BadNetwork(
-                    f"a requantiser's low must not exceed its high: channel {channel} has {low} and {high}"
+                    f"a requantiser's low must not exceed its high: channel {channel} has {low}"
+                    f" and {high}"
                 )
 
     @property
@@ -95,7 +98,8 @@ class Requant:
 
     @property
     def monotone(self) -> bool:
-        """Whether a larger accumulator never gives a smaller code, so that a max pool may come first."""
+        """Whether a larger accumulator never gives a smaller code, so that a max pool may come
+        first."""
         return min(self.mult) >= 0
 
     def channel(self, index: int) -> Requant:
@@ -118,7 +122,8 @@ class Requant:
     def common_shift(self) -> Requant:
         """The same function with one shift for all channels.
 
-        Exact for every rounding: ``(a * m + b) / 2**s`` equals ``(a * m * 2**d + b * 2**d) / 2**(s+d)``.
+        Exact for every rounding: ``(a * m + b) / 2**s`` equals ``(a * m * 2**d + b * 2**d) /
+        2**(s+d)``.
         """
         if len(self.shift) == 1:
             return self
@@ -155,7 +160,7 @@ class Requant:
                 [-1 if i == axis else 1 for i in range(acc.ndim)]
             )
 
-        value = np.asarray(acc, dtype=np.int64)
+        value: NDArray[np.int64] = np.asarray(acc, dtype=np.int64)
         if self.relu:
             value = np.maximum(value, 0)
         value = value * spread(self.mult) + spread(self.add)
@@ -169,7 +174,9 @@ class Requant:
         return int(ends.min()), int(ends.max())
 
 
-def round_shift(value: NDArray[np.int64], shift: Any, rounding: Rounding) -> NDArray[np.int64]:
+def round_shift(
+    value: NDArray[np.int64], shift: NDArray[np.int64] | np.int64, rounding: Rounding
+) -> NDArray[np.int64]:
     """``round(value / 2 ** shift)`` on int64, exact; ``shift`` broadcasts against ``value``."""
     if rounding is Rounding.FLOOR:
         return value >> shift
@@ -178,7 +185,8 @@ def round_shift(value: NDArray[np.int64], shift: Any, rounding: Rounding) -> NDA
         return (value + half) >> shift
     if rounding is Rounding.HALF_AWAY:
         return np.where(value < 0, -((half - value) >> shift), (value + half) >> shift)
-    # Ties to even: adding half - 1 + (lowest kept bit) carries exactly when the rest exceeds a half,
-    # or equals it and the kept part is odd. Where shift is 0 there is no rest and nothing is added.
+    # Ties to even: adding half - 1 + (lowest kept bit) carries exactly when the rest exceeds a
+    # half, or equals it and the kept part is odd. Where shift is 0 there is no rest and nothing is
+    # added.
     odd = (value >> shift) & 1
     return (value + np.where(half > 0, half - 1 + odd, 0)) >> shift

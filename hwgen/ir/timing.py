@@ -1,8 +1,9 @@
-"""Pipeline depths of the hardware, in cycles: what the schedule counts and the components implement.
+"""Pipeline depths of the hardware, in cycles: what the schedule counts and the components
+implement.
 
-A stage issues a step at cycle ``t``; its effect reaches the stage's output buffer at ``t + latency``
-and can be taken from there at ``t + latency + 1``. Pipelines never stall: a step that makes an output
-is issued only when the output buffer has a free place for it (credits).
+A stage issues a step at cycle ``t``; its effect reaches the stage's output buffer at ``t +
+latency`` and can be taken from there at ``t + latency + 1``. Pipelines never stall: a step that
+makes an output is issued only when the output buffer has a free place for it (credits).
 """
 
 from __future__ import annotations
@@ -27,5 +28,6 @@ def accumulate_latency() -> int:
 
 
 def requant_latency(*, scaled: bool) -> int:
-    """Requantiser: (multiply and add), then round, then saturate. ``scaled``: some ``mult`` is not 1."""
+    """Requantiser: (multiply and add), then round, then saturate. ``scaled``: some ``mult`` is not
+    1."""
     return 4 if scaled else 2

@@ -48,7 +48,8 @@ class Walk:
 
     @property
     def columns(self) -> int:
-        """Segments in a row: output columns, or in FULL mode the image columns that windows cover."""
+        """Segments in a row: output columns, or in FULL mode the image columns that windows
+        cover."""
         g = self.geometry
         if self.mode is WindowMode.FULL:
             return (g.out_width - 1) * g.stride[1] + g.kernel[1]
@@ -88,23 +89,27 @@ class Walk:
         return down[:, None] * self.geometry.width + across[None, :]
 
     def row_start(self, row: int) -> int:
-        """First image row that segment row ``row`` or a later one reads; the image height after the last."""
+        """First image row that segment row ``row`` or a later one reads; the image height after the
+        last."""
         if row >= self.rows:
             return self.geometry.height
         return max(self.geometry.first_row(row), 0)
 
     def row_moves(self, row: int) -> bool:
-        """Whether the top image row of this segment row is dead afterwards, so that it releases as it goes."""
+        """Whether the top image row of this segment row is dead afterwards, so that it releases as
+        it goes."""
         return self.row_start(row + 1) > self.row_start(row)
 
     def column_start(self, column: int) -> int:
-        """First image column, not below 0, that segment ``column`` or a later one of its row reads."""
+        """First image column, not below 0, that segment ``column`` or a later one of its row
+        reads."""
         g = self.geometry
         first = column - g.padding[1] if self.mode is WindowMode.FULL else g.first_column(column)
         return min(max(first, 0), g.width)
 
     def release(self) -> NDArray[np.int64]:
-        """Pixels of the frame that are dead once the segment's last step has fired, ``(rows, columns)``."""
+        """Pixels of the frame that are dead once the segment's last step has fired, ``(rows,
+        columns)``."""
         out = np.empty((self.rows, self.columns), dtype=np.int64)
         width = self.geometry.width
         for r in range(self.rows):
@@ -119,9 +124,9 @@ class Walk:
         """Smallest ring that cannot deadlock: words in TAP mode, image rows in the others.
 
         Before a segment all that it needs must fit beside what earlier segments have not released:
-        ``need + 1 - release of the segment before`` pixels. Writing goes on while fewer words are held
-        than the ring has, so the bound is sufficient too; what no segment needs is released by the
-        frame's last one. The other modes keep whole image rows, a multiple of the kernel's.
+        ``need + 1 - release of the segment before`` pixels. Writing goes on while fewer words are
+        held than the ring has, so the bound is sufficient too; what no segment needs is released by
+        the frame's last one. The other modes keep whole image rows, a multiple of the kernel's.
 
         Returns
         -------

@@ -45,7 +45,8 @@ class Add(Op):
             or self.types[0].shape != self.types[1].shape
         ):
             raise self.bad(
-                f"needs two inputs of one shape and two multipliers, not {[t.shape for t in self.types]}"
+                "needs two inputs of one shape and two multipliers, not"
+                f" {[t.shape for t in self.types]}"
                 f" and {self.mult}"
             )
         check_output_shape(self, self.types[0].shape)

@@ -67,8 +67,8 @@ class Weights:
     Parameters
     ----------
     codes : int64 array
-        ``(out, in / groups, rows, columns)`` of a convolution, ``(out, in)`` of a linear layer. Stored as
-        a read-only copy.
+        ``(out, in / groups, rows, columns)`` of a convolution, ``(out, in)`` of a linear layer.
+        Stored as a read-only copy.
     width : int
         Bits of a code, 1 to 32. A signed code of one bit is -1 or 0.
     signed : bool
@@ -135,7 +135,8 @@ class Bias:
             )
         if not 0 <= self.shift <= ARITHMETIC_BITS - self.width:
             raise BadNetwork(
-                f"the shift of a bias of {self.width} bits must be 0 to {ARITHMETIC_BITS - self.width},"
+                f"the shift of a bias of {self.width} bits must be 0 to"
+                f" {ARITHMETIC_BITS - self.width},"
                 f" not {self.shift}"
             )
         codes = _frozen_codes(self.codes, "a bias", self.width, True)
@@ -236,7 +237,8 @@ def check_same_format(op: Op, kind: str, first: TensorType, second: TensorType) 
 
     if form(first) != form(second):
         raise op.bad(
-            f"needs {kind} in one format (width, signed, scale, zero, low, high), not {form(first)} and"
+            f"needs {kind} in one format (width, signed, scale, zero, low, high), not"
+            f" {form(first)} and"
             f" {form(second)}; requantise first"
         )
 
@@ -260,7 +262,8 @@ def check_requant(op: Op, requant: Requant, low: Codes, high: Codes) -> None:
         raise op.bad(f"has {channels} channels, but its requantiser has {requant.channels}")
     if requant.zero != op.output.zero:
         raise op.bad(
-            f"requantises to the zero point {requant.zero}, but its output type says {op.output.zero}"
+            f"requantises to the zero point {requant.zero}, but its output type says"
+            f" {op.output.zero}"
         )
     if min(requant.low) < op.output.minimum or max(requant.high) > op.output.maximum:
         raise op.bad(
@@ -281,6 +284,7 @@ def check_requant(op: Op, requant: Requant, low: Codes, high: Codes) -> None:
         if shift >= ARITHMETIC_BITS or worst >= limit:
             raise op.bad(
                 f"needs {worst.bit_length() + 1} bits to requantise channel {channel} (accumulators"
-                f" {int(low[channel])}..{int(high[channel])}, mult {mult}, add {add}, shift {shift}), more"
+                f" {int(low[channel])}..{int(high[channel])}, mult {mult}, add {add}, shift"
+                f" {shift}), more"
                 f" than {ARITHMETIC_BITS}; use a smaller mult and shift"
             )

@@ -17,7 +17,8 @@ __all__ = ["Conv"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conv(MacOp):
-    """Convolution (cross-correlation) with stride, padding and groups; depthwise with ``groups = channels``.
+    """Convolution (cross-correlation) with stride, padding and groups; depthwise with ``groups =
+    channels``.
 
     ``acc[o, y, x] = bias[o] + sum w[o, i, ky, kx] * (code[i, y*s + ky - p, x*s + kx - p] - zero)``;
     a padded tap contributes 0.
@@ -40,12 +41,14 @@ class Conv(MacOp):
         shape, g = self.weights.codes.shape, self.geometry
         if len(shape) != 4 or len(self.input.shape) != 3:
             raise self.bad(
-                f"needs weights (out, in / groups, rows, columns) and an input (channels, height, width),"
+                "needs weights (out, in / groups, rows, columns) and an input (channels, height,"
+                " width),"
                 f" not {shape} and {self.input.shape}"
             )
         if (g.height, g.width) != self.input.shape[1:] or g.kernel != shape[2:] or g.ceil_mode:
             raise self.bad(
-                f"needs a geometry of {self.input.shape[1:]} pixels and a kernel {shape[2:]} without"
+                f"needs a geometry of {self.input.shape[1:]} pixels and a kernel {shape[2:]}"
+                " without"
                 f" ceil_mode, not {(g.height, g.width)}, {g.kernel}, ceil_mode={g.ceil_mode}"
             )
         if (
@@ -54,7 +57,8 @@ class Conv(MacOp):
             or shape[0] % self.groups
         ):
             raise self.bad(
-                f"has {self.input.channels} input and {shape[0]} output channels in {self.groups} groups of"
+                f"has {self.input.channels} input and {shape[0]} output channels in {self.groups}"
+                " groups of"
                 f" {shape[1]} inputs; groups must divide both"
             )
         self._check_mac((shape[0], g.out_height, g.out_width))

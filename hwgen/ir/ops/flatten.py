@@ -12,7 +12,8 @@ __all__ = ["Flatten"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flatten(Op):
-    """``(channels, height, width)`` to ``(channels * height * width,)``, in that order. The format stays."""
+    """``(channels, height, width)`` to ``(channels * height * width,)``, in that order. The format
+    stays."""
 
     input: TensorType
 

@@ -22,7 +22,8 @@ __all__ = ["GlobalAvgPool", "GlobalMaxPool"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _GlobalPool(Op):
-    """A layer that reduces each channel of an image to one code; the output's shape is ``(channels,)``."""
+    """A layer that reduces each channel of an image to one code; the output's shape is
+    ``(channels,)``."""
 
     input: TensorType
 
@@ -46,7 +47,8 @@ class GlobalMaxPool(_GlobalPool):
         check_same_format(self, "its input and output", self.input, self.output)
 
     def evaluate(self, *inputs: Codes) -> Codes:
-        return inputs[0].max(axis=(2, 3))
+        largest: Codes = inputs[0].max(axis=(2, 3))
+        return largest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,8 @@ class GlobalAvgPool(_GlobalPool):
 
     def acc(self, x: Codes) -> Codes:
         """Accumulators ``(N, C)``."""
-        return (x - self.input.zero).sum(axis=(2, 3))
+        total: Codes = (x - self.input.zero).sum(axis=(2, 3))
+        return total
 
     def accumulator_interval(self) -> tuple[Codes, Codes]:
         """Exact ``(low, high)`` of each channel's accumulator, int64 ``(C,)``."""

@@ -30,7 +30,8 @@ def mac_interval(
     *,
     padded: NDArray[np.bool_] | bool = False,
 ) -> tuple[Codes, Codes]:
-    """Exact interval of each output channel's accumulator, from the weights, the bias and the input range.
+    """Exact interval of each output channel's accumulator, from the weights, the bias and the input
+    range.
 
     Parameters
     ----------
@@ -50,7 +51,8 @@ def mac_interval(
     first = np.where(padded, min(lowest, 0), lowest)
     last = np.where(padded, max(highest, 0), highest)
     codes = weights.codes
-    # Each product is monotone in its input, so an end of the interval is the sum of the products' ends.
+    # Each product is monotone in its input, so an end of the interval is the sum of the products'
+    # ends.
     ends = codes * first, codes * last
     axes = tuple(range(1, codes.ndim))
     low, high = np.minimum(*ends).sum(axis=axes), np.maximum(*ends).sum(axis=axes)
@@ -69,12 +71,12 @@ def exact_dot(weights: Codes, columns: Codes, bound: int) -> Codes:
     columns : int64 array
         ``(..., taps, positions)``.
     bound : int
-        At least ``sum |w| * |x|`` of every output: all partial sums, in any order, stay below it, and
-        integers below 2**53 are exact in float64, with or without fused multiply-add.
+        No partial sum exceeds it in magnitude, in whatever order the products are added. Integers
+        below 2**53 are exact in float64, with or without fused multiply-add.
     """
-    if bound < 1 << 53:
-        return np.matmul(weights.astype(np.float64), columns.astype(np.float64)).astype(np.int64)
-    return np.matmul(weights, columns)
+    exact = np.float64 if bound < 1 << 53 else np.int64
+    total = np.matmul(weights.astype(exact), columns.astype(exact))
+    return total.astype(np.int64, copy=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +90,8 @@ class MacOp(Op):
     weights : Weights
     bias : Bias or None
     requant : Requant or None
-        None: the output codes are the accumulators, signed, of the accumulator's width, zero point 0.
+        None: the output codes are the accumulators, signed, of the accumulator's width, zero point
+        0.
     """
 
     input: TensorType
@@ -125,14 +128,14 @@ class MacOp(Op):
 
     @property
     def magnitude(self) -> int:
-        """Bound on ``sum |w| * |x - zero| + |b|`` over all channels, hence on every partial sum."""
-        axes = tuple(range(1, self.weights.codes.ndim))
-        total = np.abs(self.weights.codes).sum(axis=axes) * max(
-            abs(self.input.minimum - self.input.zero), abs(self.input.maximum - self.input.zero)
-        )
-        if self.bias is not None:
-            total = total + np.abs(self.bias.values)
-        return int(total.max())
+        """Bound on every partial sum of products, in any order, and on every accumulator.
+
+        A partial sum lacks some products, as if they were 0; so it lies in the interval of the sum
+        in which each product may also be 0. This is at most ``sum |w| * max |x - zero|``.
+        """
+        low, high = mac_interval(self.input, self.weights, None, padded=True)
+        first, last = self.accumulator_interval()
+        return int(max(np.abs(ends).max() for ends in (low, high, first, last)))
 
     def evaluate(self, *inputs: Codes) -> Codes:
         acc = self.acc(inputs[0])
@@ -156,7 +159,8 @@ class MacOp(Op):
             >= ARITHMETIC_BITS
         ):
             raise self.bad(
-                f"may need {width + 1} bits of accumulator, more than {ARITHMETIC_BITS}; use narrower codes"
+                f"may need {width + 1} bits of accumulator, more than {ARITHMETIC_BITS}; use"
+                " narrower codes"
             )
         low, high = self.accumulator_interval()
         if self.requant is not None:
@@ -172,6 +176,7 @@ class MacOp(Op):
             )
         if int(low.min()) < self.output.minimum or int(high.max()) > self.output.maximum:
             raise self.bad(
-                f"makes accumulators of {int(low.min())}..{int(high.max())}, outside of its output type's"
+                f"makes accumulators of {int(low.min())}..{int(high.max())}, outside of its output"
+                " type's"
                 f" {self.output.minimum}..{self.output.maximum}"
             )

@@ -35,7 +35,8 @@ class _Pool(Op):
         g = self.geometry
         if (g.height, g.width) != self.input.shape[1:]:
             raise self.bad(
-                f"needs an input (channels, {g.height}, {g.width}), its geometry's size, not {self.input.shape}"
+                f"needs an input (channels, {g.height}, {g.width}), its geometry's size, not"
+                f" {self.input.shape}"
             )
         check_output_shape(self, (self.input.channels, g.out_height, g.out_width))
 
@@ -53,7 +54,8 @@ class MaxPool(_Pool):
         check_same_format(self, "its input and output", self.input, self.output)
 
     def evaluate(self, *inputs: Codes) -> Codes:
-        return windows(inputs[0], self.geometry, self.input.minimum).max(axis=(4, 5))
+        largest: Codes = windows(inputs[0], self.geometry, self.input.minimum).max(axis=(4, 5))
+        return largest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,20 +93,24 @@ class AvgPool(_Pool):
 
     @property
     def divisor(self) -> int:
-        """The accumulator is this many times the average: the least common multiple of the counts."""
+        """The accumulator is this many times the average: the least common multiple of the
+        counts."""
         return lcm(*(int(c) for c in np.unique(self.counts)))
 
     @property
     def multipliers(self) -> Codes:
-        """What a window's sum is multiplied by, ``(out rows, out columns)``; all 1 where uniform."""
+        """What a window's sum is multiplied by, ``(out rows, out columns)``; all 1 where
+        uniform."""
         return self.divisor // self.counts
 
     def acc(self, x: Codes) -> Codes:
         """Accumulators ``(N, C, out rows, out columns)``."""
-        return windows(x - self.input.zero, self.geometry, 0).sum(axis=(4, 5)) * self.multipliers
+        total: Codes = windows(x - self.input.zero, self.geometry, 0).sum(axis=(4, 5))
+        return total * self.multipliers
 
     def accumulator_interval(self) -> tuple[Codes, Codes]:
-        """Exact ``(low, high)`` of each channel's accumulator over all positions, int64 ``(C,)``."""
+        """Exact ``(low, high)`` of each channel's accumulator over all positions, int64
+        ``(C,)``."""
         taps = inside_counts(self.geometry) * self.multipliers
         low = (taps * (self.input.minimum - self.input.zero)).min()
         high = (taps * (self.input.maximum - self.input.zero)).max()

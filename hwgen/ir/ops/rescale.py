@@ -15,7 +15,8 @@ __all__ = ["Rescale"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rescale(Op):
-    """Requantises ``code - zero``, per channel: normalisation, batch norm on its own, change of format."""
+    """Requantises ``code - zero``, per channel: normalisation, batch norm on its own, change of
+    format."""
 
     input: TensorType
     requant: Requant

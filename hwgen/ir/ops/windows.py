@@ -43,21 +43,25 @@ def _inside(geometry: Geometry, axis: int) -> NDArray[np.bool_]:
 
 
 def outside_taps(geometry: Geometry) -> NDArray[np.bool_]:
-    """Taps that lie outside the image at some output position, ``(kernel rows, kernel columns)``."""
-    rows, columns = ~_inside(geometry, 0).all(axis=0), ~_inside(geometry, 1).all(axis=0)
-    return rows[:, None] | columns[None, :]
+    """Taps that lie outside the image at some output position, ``(kernel rows, kernel
+    columns)``."""
+    rows = _inside(geometry, 0)[:, None, :, None]
+    columns = _inside(geometry, 1)[None, :, None, :]
+    outside: NDArray[np.bool_] = np.logical_not(rows & columns).any(axis=(0, 1))
+    return outside
 
 
 def inside_counts(geometry: Geometry, *, include_pad: bool = False) -> Codes:
     """Taps of each window that count, ``(out rows, out columns)``.
 
-    With ``include_pad`` taps in the declared padding count too, but not those that ``ceil_mode`` lets
-    run past it, as in PyTorch.
+    With ``include_pad`` taps in the declared padding count too, but not those that ``ceil_mode``
+    lets run past it, as in PyTorch.
     """
 
     def axis_counts(axis: int) -> Codes:
         if not include_pad:
-            return _inside(geometry, axis).sum(axis=1)
+            inside: Codes = _inside(geometry, axis).sum(axis=1)
+            return inside
         size = (geometry.height, geometry.width)[axis] + geometry.padding[axis + 2]
         outputs = (geometry.out_height, geometry.out_width)[axis]
         start = np.arange(outputs) * geometry.stride[axis] - geometry.padding[axis]
