@@ -6,6 +6,18 @@ The command line prints them without a traceback and exits with status 2.
 
 from __future__ import annotations
 
+__all__ = [
+    "BadDataset",
+    "BadInput",
+    "BadNetwork",
+    "DoesNotFit",
+    "HwgenError",
+    "Mismatch",
+    "MissingTool",
+    "ToolFailed",
+    "UnsupportedLayer",
+]
+
 
 class HwgenError(Exception):
     """Base of all errors that a user can cause and mend."""
