@@ -193,11 +193,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
         If the file is missing, truncated or corrupt, or its tensors have wrong names or shapes
         or values that are not finite; the message names the file and the tensor.
     """
-    if not path.is_file():
+    try:
+        there, zipped = path.is_file(), zipfile.is_zipfile(path)
+    except OSError as error:
+        raise BadNetwork(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not there:
         raise BadNetwork(f"{path}: no such checkpoint file; give its path or train one first")
     record: dict[str, Any] | None = None
-    known = path.suffix == ".safetensors"
-    if path.suffix in (".pt", ".pth") or (not known and zipfile.is_zipfile(path)):
+    if path.suffix in (".pt", ".pth") or (zipped and path.suffix != ".safetensors"):
         tensors = _read_torch(path)
     else:
         tensors, record = read_tensors(path)

@@ -75,11 +75,16 @@ def load_dataset(
     if name == "digits":
         return load_digits()
     cache = (default_cache() if cache_dir is None else cache_dir) / name
-    if name == "mnist":
-        folder = _mnist_folder(data_dir) if data_dir is not None else _mnist_cache(cache, download)
-        return mnist.load_mnist(folder)
-    folder = _cifar10_folder(data_dir) if data_dir is not None else _cifar10_cache(cache, download)
-    return cifar10.load_cifar10(folder)
+    try:
+        if name == "mnist":
+            return mnist.load_mnist(
+                _mnist_cache(cache, download) if data_dir is None else _mnist_folder(data_dir)
+            )
+        return cifar10.load_cifar10(
+            _cifar10_cache(cache, download) if data_dir is None else _cifar10_folder(data_dir)
+        )
+    except OSError as error:  # a folder that may not be searched, a path that is too long
+        raise BadDataset(f"{name}: {error.filename}: {error.strerror}") from error
 
 
 def _need(name: str) -> str:

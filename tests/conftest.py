@@ -8,8 +8,11 @@ import os
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
+import fcntl  # noqa: E402
 import random  # noqa: E402
+import subprocess  # noqa: E402
 import sys  # noqa: E402
+import tempfile  # noqa: E402
 from collections import Counter  # noqa: E402
 from collections.abc import Generator, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -19,7 +22,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from hwgen.errors import MissingTool  # noqa: E402
-from tests.support import CI, NO_DATA, NO_TOOL  # noqa: E402
+from tests.support import CI, NO_DATA, NO_TOOL, shared_path  # noqa: E402
 
 SEED = 20240229
 
@@ -48,6 +51,25 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir() -> Path:
+    """Folder with ``cifar-10-batches-bin/``, unpacked from the shared data outside the project.
+
+    It stays for the next run: the script writes only what is missing or wrong. The lock keeps the
+    processes of a run from unpacking at once.
+    """
+    script = shared_path("data/cifar10/prepare.py")
+    folder = Path(tempfile.gettempdir()) / f"hwgen-tests-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(
+            [sys.executable, str(script), str(folder)], capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 @pytest.hookimpl(wrapper=True)

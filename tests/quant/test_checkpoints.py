@@ -25,6 +25,7 @@ from quant.checkpoints import (
 from quant.datasets import load_dataset
 from quant.models import LeNet5, Preprocess, create_model
 from quant.train import evaluate
+from tests.support import shared_path
 
 
 def checkpoint(arch: str = "digits-tiny", in_channels: int = 1, **changes: Any) -> Checkpoint:
@@ -195,6 +196,8 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
     for path in (tmp_path / "none.pt", tmp_path):
         with pytest.raises(BadNetwork, match="no such checkpoint file"):
             load_checkpoint(path)
+    with pytest.raises(BadNetwork, match=r"cannot be read \(File name too long\)"):
+        load_checkpoint(tmp_path / ("a" * 300))
 
 
 @pytest.mark.parametrize(
@@ -262,19 +265,20 @@ def test_shipped_digits(arch: str, least: float) -> None:
     assert found.accuracy == pytest.approx(accuracy, abs=1 / 500)
 
 
-def test_mnist_weights(shared_dir: Path, mnist_dir: Path) -> None:
+def test_mnist_weights() -> None:
+    mnist_dir = shared_path("data/mnist")
     found = load_checkpoint(shipped_checkpoint("lenet5", "mnist"))
     accuracy = measured(found, mnist_dir, "mnist")
     assert accuracy >= 0.992
     assert found.accuracy == pytest.approx(accuracy, abs=2 / 10_000)
-    reference = load_checkpoint(shared_dir / "models" / "lenet5_mnist.pt")
+    reference = load_checkpoint(shared_path("models/lenet5_mnist.pt"))
     assert measured(reference, mnist_dir, "mnist") == pytest.approx(0.9937, abs=2 / 10_000)
 
 
-def test_cifar10_weights(shared_dir: Path, cifar10_dir: Path) -> None:
+def test_cifar10_weights(cifar10_dir: Path) -> None:
     found = load_checkpoint(shipped_checkpoint("lenet5", "cifar10"))
     accuracy = measured(found, cifar10_dir, "cifar10")
     assert accuracy >= 0.71
     assert found.accuracy == pytest.approx(accuracy, abs=3 / 10_000)
-    reference = load_checkpoint(shared_dir / "models" / "lenet5_cifar10.pt")
+    reference = load_checkpoint(shared_path("models/lenet5_cifar10.pt"))
     assert measured(reference, cifar10_dir, "cifar10") == pytest.approx(0.7348, abs=3 / 10_000)

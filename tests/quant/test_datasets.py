@@ -22,6 +22,7 @@ from quant.data import cifar10, mnist
 from quant.data.dataset import Dataset
 from quant.data.fetch import Remote, default_cache, fetch
 from quant.datasets import load_dataset
+from tests.support import shared_path
 
 TRAIN, TEST = 12, 7
 RECORDS = 6
@@ -262,6 +263,11 @@ def test_wrong_data_dir(tmp_path: Path, name: str) -> None:
         load_dataset(name, data_dir=tmp_path)
 
 
+def test_data_dir_of_a_bad_name(tmp_path: Path) -> None:
+    with pytest.raises(BadDataset, match="File name too long"):
+        load_dataset("mnist", data_dir=tmp_path / ("a" * 300))
+
+
 def test_cifar10_missing_and_python_version(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-batches-py").mkdir()
     with pytest.raises(BadDataset, match="Python version is pickles, which are never read"):
@@ -429,8 +435,8 @@ def test_default_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert default_cache() == Path.home() / ".cache" / "hwgen"
 
 
-def test_whole_mnist(mnist_dir: Path) -> None:
-    data = load_dataset("mnist", data_dir=mnist_dir)
+def test_whole_mnist() -> None:
+    data = load_dataset("mnist", data_dir=shared_path("data/mnist"))
     assert data.train_images.shape == (60_000, 1, 32, 32)
     assert (len(data.fit_images), len(data.search_images)) == (55_000, 5000)
     inner = np.ascontiguousarray(data.test_images[:, 0, 2:30, 2:30])

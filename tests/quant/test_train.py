@@ -14,7 +14,8 @@ from quant import train as module
 from quant.checkpoints import Checkpoint, load_checkpoint, load_model
 from quant.datasets import Dataset, load_dataset
 from quant.models import Preprocess, create_model
-from quant.train import Recipe, evaluate, learning_rate, recipe_for, resume_path, train
+from quant.recipe import Augmenter, Recipe, learning_rate, recipe_for
+from quant.train import evaluate, resume_path, train
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +193,7 @@ def test_augmentation_is_a_crop_of_the_padded_image(mirror: bool) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(1, 256, (10, 2, 8, 6), dtype=np.uint8)
     recipe = Recipe(epochs=1, peak_rate=1.0, crop=2, mirror=mirror, batch=3)
-    augmenter = module._Augmenter(images, recipe)
+    augmenter = Augmenter(images, recipe)
     padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)))
     seen, flips, shifts = [], 0, set()
     for epoch in range(20):
