@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("hwgen", "quant", "rtl", "sim")
 PUBLIC = (
     "hwgen", "hwgen.backends", "hwgen.backends.rtl", "hwgen.cli", "hwgen.cost", "hwgen.errors",
-    "hwgen.explore", "hwgen.files", "hwgen.ir", "hwgen.lower", "hwgen.targets", "quant", "rtl",
-    "sim",
+    "hwgen.explore", "hwgen.files", "hwgen.flow", "hwgen.ir", "hwgen.lower", "hwgen.targets",
+    "quant", "rtl", "sim",
 )  # fmt: skip
 MODULE_LINES = 400
 FUNCTION_LINES = 60
