@@ -22,6 +22,7 @@ from hwgen.ir.ops import (
     mac_interval,
 )
 from hwgen.ir.requant import Requant, Rounding
+from hwgen.ir.serial import load_network, save_network
 from hwgen.ir.walk import Walk, WindowMode
 
 __all__ = [
@@ -48,7 +49,9 @@ __all__ = [
     "Walk",
     "Weights",
     "WindowMode",
+    "load_network",
     "mac_interval",
+    "save_network",
     "signed_width",
     "width_of",
 ]

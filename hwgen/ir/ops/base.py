@@ -184,9 +184,9 @@ class Op:
     output: TensorType
 
     def __post_init__(self) -> None:
-        if not self.name or self.name == INPUT:
+        if not self.name.isprintable() or self.name in ("", INPUT):
             raise BadNetwork(
-                f"a layer's name must not be empty or '{INPUT}', not '{self.name}'; rename it"
+                f"a layer's name must be printable and not empty or '{INPUT}', not '{self.name}'"
             )
         if len(self.inputs) != len(self.input_types):
             raise self.bad(

@@ -75,8 +75,8 @@ def exact_dot(weights: Codes, columns: Codes, bound: int) -> Codes:
         below 2**53 are exact in float64, with or without fused multiply-add.
     """
     exact = np.float64 if bound < 1 << 53 else np.int64
-    total = np.matmul(weights.astype(exact), columns.astype(exact))
-    return total.astype(np.int64, copy=False)
+    total: Codes = np.matmul(weights.astype(exact), columns.astype(exact)).astype(np.int64)
+    return total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +135,8 @@ class MacOp(Op):
         """
         low, high = mac_interval(self.input, self.weights, None, padded=True)
         first, last = self.accumulator_interval()
-        return int(max(np.abs(ends).max() for ends in (low, high, first, last)))
+        bound: int = max(int(np.abs(ends).max()) for ends in (low, high, first, last))
+        return bound
 
     def evaluate(self, *inputs: Codes) -> Codes:
         acc = self.acc(inputs[0])

@@ -45,10 +45,8 @@ def _inside(geometry: Geometry, axis: int) -> NDArray[np.bool_]:
 def outside_taps(geometry: Geometry) -> NDArray[np.bool_]:
     """Taps that lie outside the image at some output position, ``(kernel rows, kernel
     columns)``."""
-    rows = _inside(geometry, 0)[:, None, :, None]
-    columns = _inside(geometry, 1)[None, :, None, :]
-    outside: NDArray[np.bool_] = np.logical_not(rows & columns).any(axis=(0, 1))
-    return outside
+    inside = [_inside(geometry, axis).all(axis=0) for axis in (0, 1)]
+    return np.logical_not(np.logical_and.outer(inside[0], inside[1]))
 
 
 def inside_counts(geometry: Geometry, *, include_pad: bool = False) -> Codes:
