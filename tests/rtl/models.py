@@ -1,4 +1,4 @@
-"""Cycle-exact models of the actors, and plain loops for the data, both written from the design page.
+"""Cycle-exact models of the actors, and plain loops for the data, written from the design page.
 
 Nothing here shares a formula with the components: the models walk the steps of the actors one by
 one, with lists of what every step needs and releases.
@@ -12,6 +12,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from hwgen.ir.requant import Requant
 from hwgen.ir.walk import Walk, WindowMode
 from tests.rtl.bench import Beat, OutputModel
 
@@ -114,3 +115,133 @@ def window_beats(
             for ky, kx, group in product(range(rows), range(columns), groups):
                 beats.append(word(f, group, top + ky, left + kx))
     return [tuple(beat) for beat in beats]
+
+
+def requant_cycles(requant: Requant | None) -> int:
+    if requant is None:
+        return 0
+    return 4 if any(m != 1 for m in requant.common_shift().mult) or any(requant.add) else 2
+
+
+def tree_cycles(terms: int) -> int:
+    levels = 0
+    while terms > 1:
+        terms, levels = (terms + 1) // 2, levels + 1
+    return levels
+
+
+class MacModel:
+    """Actors ``write`` and ``issue`` of a MAC stage."""
+
+    def __init__(
+        self,
+        in_lanes: int,
+        words: int,
+        folds: int,
+        capacity: int,
+        requant: Requant | None,
+        out_depth: int,
+    ) -> None:
+        latency = 2 + 1 + tree_cycles(in_lanes) + 1 + requant_cycles(requant)
+        self.out = OutputModel(out_depth, latency)
+        self.capacity = capacity
+        self.steps = self._steps(words, folds)
+        self.step = next(self.steps)
+        self.written = self.released = 0
+
+    @staticmethod
+    def _steps(words: int, folds: int) -> Iterator[tuple[int, bool, bool]]:
+        """(words that must be written, releases, delivers) of each step, for ever."""
+        base = 0
+        while True:
+            for fold, word in product(range(folds), range(words)):
+                yield base + word + 1, fold == folds - 1, word == words - 1
+            base += words
+
+    def ready(self) -> bool:
+        return self.written - self.released < self.capacity
+
+    def valid(self) -> bool:
+        return self.out.valid
+
+    def tick(self, beat: Beat | None, taken: bool) -> None:
+        written, releases, delivers = self.step
+        fires = self.written >= written and (self.out.available or not delivers)
+        self.written += beat is not None
+        if fires:
+            if delivers:
+                self.out.fire()
+            self.released += releases
+            self.step = next(self.steps)
+        self.out.tick(taken)
+
+
+def mac_beats(
+    vectors: NDArray[np.int64],
+    weights: NDArray[np.int64],
+    bias: NDArray[np.int64],
+    requant: Requant | None,
+) -> list[tuple[int, ...]]:
+    """What a MAC stage delivers for vectors ``(N, words, in_lanes)``; Python's own integers."""
+    folds, words, out_lanes, in_lanes = weights.shape
+    beats = []
+    for vector in vectors.tolist():
+        for fold in range(folds):
+            beat = []
+            for out in range(out_lanes):
+                acc = int(bias[fold, out])
+                for word, k in product(range(words), range(in_lanes)):
+                    acc += int(weights[fold, word, out, k]) * vector[word][k]
+                beat.append(requantized(acc, requant, fold * out_lanes + out))
+            beats.append(tuple(beat))
+    return beats
+
+
+def requantized(acc: int, requant: Requant | None, channel: int) -> int:
+    """One accumulator through :meth:`Requant.apply`; a channel too many is don't-care."""
+    if requant is None:
+        return acc
+    single = requant.channel(min(channel, requant.channels - 1) if requant.channels > 1 else 0)
+    return int(single.apply(np.array([[acc]]))[0, 0])
+
+
+class TakeModel:
+    """A stage with the single actor ``take``, which delivers with every ``steps``-th beat."""
+
+    def __init__(self, steps: int, latency: int, out_depth: int) -> None:
+        self.out = OutputModel(out_depth, latency)
+        self.steps = steps
+        self.step = 0
+
+    def ready(self) -> bool:
+        return self.step < self.steps - 1 or self.out.available
+
+    def valid(self) -> bool:
+        return self.out.valid
+
+    def tick(self, beat: Beat | None, taken: bool) -> None:
+        if beat is not None:
+            if self.step == self.steps - 1:
+                self.out.fire()
+            self.step = (self.step + 1) % self.steps
+        self.out.tick(taken)
+
+
+def reduce_beats(
+    beats: NDArray[np.int64],
+    lanes: int,
+    steps: int,
+    groups: int,
+    kind: str,
+    requant: Requant | None,
+) -> list[tuple[int, ...]]:
+    """What a reducing stage delivers for beats ``(N, rows * lanes)``."""
+    out = []
+    for k in range(0, len(beats), steps):
+        rows = beats[k : k + steps].reshape(-1, lanes)
+        values = [max(column) if kind == "max" else sum(column) for column in rows.T.tolist()]
+        group = k // steps % groups
+        out.append(
+            tuple(requantized(value, requant, group * lanes + c) for c, value in enumerate(values))
+        )
+    return out

@@ -15,11 +15,13 @@ from rtl.window import Window
 from tests.rtl.bench import run_stream
 from tests.rtl.models import WindowModel, pixel_beats, window_beats
 
+CODE = Shape(4)
+
 
 def check(
     walk: Walk,
     *,
-    shape: Shape = Shape(4),
+    shape: Shape = CODE,
     lanes: int = 1,
     depth: int | None = None,
     group_major: bool = False,
@@ -29,7 +31,10 @@ def check(
     stalls: float | None = None,
     seed: int = 0,
 ) -> list[int]:
-    """Run frames back to back; every handshake in its cycle, every beat equal. The output cycles."""
+    """Run frames back to back; every handshake in its cycle, every beat equal.
+
+    Returns the cycles in which the output beats were taken.
+    """
     rng = np.random.default_rng(seed)
     low = -(1 << (shape.width - 1)) if shape.signed else 0
     g = walk.geometry

@@ -1,0 +1,356 @@
+"""The MAC stage: a stored vector times a matrix of constant weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from amaranth.hdl import Const, Module, Mux, Shape, Signal, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from numpy.typing import NDArray
+
+from hwgen.ir.requant import Requant
+from hwgen.ir.timing import MEMORY_READ, MULTIPLY, accumulate_latency, tree_latency
+from rtl.adder_tree import node_shape, registered_tree, sum_intervals
+from rtl.buffer import OutputBuffer
+from rtl.memory import Rom
+from rtl.requant import Requantizer, shape_interval
+from rtl.rescale import delayed
+from rtl.vector import VectorBuffer
+
+__all__ = ["MacArray", "MacStage", "WeightMemory"]
+
+
+class WeightMemory(wiring.Component):
+    """The weights of each step, in the order of the steps.
+
+    Parameters
+    ----------
+    weights : int64 array
+        ``(folds, words, out_lanes, in_lanes)``.
+    weight_shape : Shape
+        Format of a stored weight.
+
+    Members
+    -------
+    step : ``In(1)``
+        The current step fires.
+    restart : ``In(1)``
+        The current step is the last of a vector.
+    data : ``Out(ArrayLayout(weight_shape, out_lanes * in_lanes))``
+        Of the step of the cycle before; weight ``out * in_lanes + in``.
+    """
+
+    def __init__(self, weights: NDArray[np.int64], weight_shape: Shape) -> None:
+        folds, words, out_lanes, in_lanes = weights.shape
+        lanes, width = out_lanes * in_lanes, weight_shape.width
+        mask = (1 << width) - 1
+        self.words = [
+            sum((int(code) & mask) << (k * width) for k, code in enumerate(row))
+            for row in weights.reshape(folds * words, lanes)
+        ]
+        self.width = lanes * width
+        super().__init__(
+            {
+                "step": In(1),
+                "restart": In(1),
+                "data": Out(data.ArrayLayout(weight_shape, lanes)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Any:
+        m = Module()
+        m.submodules.rom_weights = rom = Rom(self.words, self.width)
+        address = Signal(range(len(self.words)))
+        with m.If(self.step):
+            m.d.sync += address.eq(Mux(self.restart, 0, address + 1))
+        m.d.comb += [rom.addr.eq(address), self.data.as_value().eq(rom.data)]
+        return m
+
+
+class MacArray(wiring.Component):
+    """Multipliers, adder trees and accumulators: a pipeline that takes a word every cycle.
+
+    Registers, in order: operands ``x_<in>`` and ``w_<out>_<in>``, products ``product_<out>_<in>``,
+    ``tree_latency(in_lanes)`` levels of sums ``sum_<out>_<level>_<node>``, accumulators
+    ``acc_<out>``. Each has the width of its own exact interval over the weights that occur in its
+    place, and at most the accumulator's, where two's complement makes wrapping harmless. A weight
+    that is the same in every word is a constant and no register.
+
+    Parameters
+    ----------
+    weights : int64 array
+        ``(folds, words, out_lanes, in_lanes)``: what ``w`` carries.
+    bias : int64 array
+        ``(folds, out_lanes)``, what the accumulators start from.
+    shape_in, weight_shape : Shape
+        Operands.
+    acc_width : int
+        Bits of the signed accumulators.
+
+    Members
+    -------
+    x : ``In(ArrayLayout(shape_in, in_lanes))``
+    w : ``In(ArrayLayout(weight_shape, out_lanes * in_lanes))``
+    valid, last : ``In(1)``
+        Belong to ``x``: whether there is a word, and whether it is the last of its fold.
+    acc : ``Out(ArrayLayout(signed(acc_width), out_lanes))``
+        Accumulators.
+    done : ``Out(1)``
+        The accumulators hold a whole fold.
+    fold : ``Out(range(folds))``
+        Which one, while ``done``.
+    """
+
+    def __init__(
+        self,
+        weights: NDArray[np.int64],
+        bias: NDArray[np.int64],
+        shape_in: Shape,
+        weight_shape: Shape,
+        acc_width: int,
+    ) -> None:
+        self.folds, self.words, self.out_lanes, self.in_lanes = weights.shape
+        self.weights = weights
+        self.bias = bias
+        self.shape_in = shape_in
+        self.weight_shape = weight_shape
+        self.acc_width = acc_width
+        super().__init__(
+            {
+                "x": In(data.ArrayLayout(shape_in, self.in_lanes)),
+                "w": In(data.ArrayLayout(weight_shape, self.out_lanes * self.in_lanes)),
+                "valid": In(1),
+                "last": In(1),
+                "acc": Out(data.ArrayLayout(signed(acc_width), self.out_lanes)),
+                "done": Out(1),
+                "fold": Out(range(self.folds)),
+            }
+        )
+
+    @property
+    def latency(self) -> int:
+        """Cycles from a fold's last word to its accumulators."""
+        return 1 + MULTIPLY + tree_latency(self.in_lanes) + accumulate_latency()
+
+    def node_shapes(self) -> list[list[list[Shape]]]:
+        """Shapes of products and sums: ``[out][level][node]``, level 0 the products."""
+        low, high = shape_interval(self.shape_in)
+        ends = self.weights * low, self.weights * high
+        levels = sum_intervals(np.minimum(*ends), np.maximum(*ends))
+        return [
+            [
+                [
+                    node_shape(int(lo), int(hi), self.acc_width)
+                    for lo, hi in zip(
+                        lows[:, :, out].min(axis=(0, 1)),
+                        highs[:, :, out].max(axis=(0, 1)),
+                        strict=True,
+                    )
+                ]
+                for lows, highs in levels
+            ]
+            for out in range(self.out_lanes)
+        ]
+
+    def elaborate(self, platform: object) -> Any:
+        m = Module()
+        operands = []
+        for k in range(self.in_lanes):
+            x = Signal(self.shape_in, name=f"x_{k}", reset_less=True)
+            m.d.sync += x.eq(self.x[k])
+            operands.append(x)
+        sums = [
+            self._lane_sum(m, out, operands, shapes)
+            for out, shapes in enumerate(self.node_shapes())
+        ]
+        # A word reaches the accumulators' adders this many cycles after the inputs.
+        reach = self.latency - accumulate_latency()
+        arrives = delayed(m, self.valid, reach, "arrives")
+        ends = delayed(m, self.valid & self.last, reach, "ends")
+        begins = Signal(init=1)
+        with m.If(arrives):
+            m.d.sync += begins.eq(ends)
+        m.d.sync += self.done.eq(ends)
+        early = delayed(m, self.valid & self.last, reach - 1, "ends_early")
+        for out, (total, bias) in enumerate(zip(sums, self._bias(m, early), strict=True)):
+            acc = Signal(signed(self.acc_width), name=f"acc_{out}", reset_less=True)
+            start = bias if self.words == 1 else Mux(begins, bias, acc)
+            with m.If(arrives):
+                m.d.sync += acc.eq(start + total)
+            m.d.comb += self.acc[out].eq(acc)
+        return m
+
+    def _lane_sum(self, m: Module, out: int, operands: list[Signal], shapes: Any) -> Any:
+        products = []
+        for k, (x, shape) in enumerate(zip(operands, shapes[0], strict=True)):
+            codes = self.weights[:, :, out, k]
+            w = Signal(self.weight_shape, name=f"w_{out}_{k}", reset_less=True)
+            if (codes == codes[0, 0]).all():
+                m.d.comb += w.eq(int(codes[0, 0]))
+            else:
+                m.d.sync += w.eq(self.w[out * self.in_lanes + k])
+            product = Signal(shape, name=f"product_{out}_{k}", reset_less=True)
+            m.d.sync += product.eq(x * w)
+            products.append(product)
+        return registered_tree(m, products, shapes[1:], lambda a, b: a + b, f"sum_{out}")
+
+    def _bias(self, m: Module, ends_early: Any) -> list[Any]:
+        """Bias of each lane for the fold that arrives; counts folds a cycle before."""
+        mask, width = (1 << self.acc_width) - 1, self.acc_width
+        if self.folds == 1:
+            return [self._bias_constant(int(code)) for code in self.bias[0]]
+        fold, arriving = Signal(range(self.folds)), Signal(range(self.folds), reset_less=True)
+        with m.If(ends_early):
+            m.d.sync += fold.eq(Mux(fold == self.folds - 1, 0, fold + 1))
+        m.d.sync += [arriving.eq(fold), self.fold.eq(arriving)]
+        varying = [out for out in range(self.out_lanes) if len(set(self.bias[:, out].tolist())) > 1]
+        biases: list[Any] = [self._bias_constant(int(code)) for code in self.bias[0]]
+        if varying:
+            words = [
+                sum((int(row[out]) & mask) << (k * width) for k, out in enumerate(varying))
+                for row in self.bias
+            ]
+            m.submodules.rom_bias = rom = Rom(words, width * len(varying))
+            m.d.comb += rom.addr.eq(fold)
+            for k, out in enumerate(varying):
+                biases[out] = rom.data[k * width : (k + 1) * width].as_signed()
+        return biases
+
+    def _bias_constant(self, code: int) -> Any:
+        return Const(code, signed(self.acc_width))
+
+
+class MacStage(wiring.Component):
+    """Matrix times vector, ``in_lanes * out_lanes`` products a cycle.
+
+    The actors are those of the design page: *write* stores the words of a vector in a ring, *issue*
+    runs them through the array once for each output fold. Everything behind *issue* runs freely.
+
+    Parameters
+    ----------
+    shape_in : Shape
+        One code.
+    in_lanes, out_lanes : int
+        Elements of an input word, channels of an output beat.
+    vector : int
+        Words of a vector.
+    folds : int
+        Output beats of a vector.
+    capacity : int
+        Words of the ring; at least ``vector`` where ``folds > 1``.
+    weights : int64 array
+        ``(folds, vector, out_lanes, in_lanes)``, 0 where lanes are left over: what comes in them is
+        don't-care.
+    weight_shape : Shape
+        Format of a stored weight.
+    bias : int64 array
+        ``(folds, out_lanes)`` at the accumulator's scale, the input's zero point folded in.
+    acc_width : int
+        Bits of the signed accumulators: they hold every final value.
+    requant : Requant or None
+        None hands out accumulators.
+    shape_out : Shape
+        One code of the output; ``signed(acc_width)`` without ``requant``.
+    out_depth : int
+        Beats of the output buffer.
+
+    Members
+    -------
+    i : ``In(stream.Signature(ArrayLayout(shape_in, in_lanes)))``
+    o : ``Out(stream.Signature(ArrayLayout(shape_out, out_lanes)))``
+
+    Raises
+    ------
+    ValueError
+        If arrays have another shape, a weight does not fit its format, the capacity would deadlock,
+        or accumulators are handed out in another format.
+    """
+
+    def __init__(
+        self,
+        shape_in: Shape,
+        in_lanes: int,
+        out_lanes: int,
+        vector: int,
+        folds: int,
+        capacity: int,
+        weights: NDArray[np.int64],
+        weight_shape: Shape,
+        bias: NDArray[np.int64],
+        acc_width: int,
+        requant: Requant | None,
+        shape_out: Shape,
+        out_depth: int,
+    ) -> None:
+        for name, array, shape in (
+            ("weights", weights, (folds, vector, out_lanes, in_lanes)),
+            ("bias", bias, (folds, out_lanes)),
+        ):
+            if array.shape != shape:
+                raise ValueError(f"the shape of the {name} must be {shape}, not {array.shape}")
+        low, high = shape_interval(weight_shape)
+        if weights.min() < low or weights.max() > high:
+            raise ValueError(
+                f"the weights must fit {weight_shape!r}, not be {weights.min()}..{weights.max()}"
+            )
+        if requant is None and Shape.cast(shape_out) != signed(acc_width):
+            raise ValueError(
+                f"accumulators must go out as {signed(acc_width)!r}, not {shape_out!r}"
+            )
+        self.requant = requant
+        self.out_depth = out_depth
+        self.vector = VectorBuffer(shape_in, in_lanes, vector, folds, capacity)
+        self.weights = WeightMemory(weights, weight_shape)
+        self.array = MacArray(weights, bias, shape_in, weight_shape, acc_width)
+        self.requantizer = (
+            None
+            if requant is None
+            else Requantizer(requant, signed(acc_width), shape_out, out_lanes, folds)
+        )
+        super().__init__(
+            {
+                "i": In(stream.Signature(data.ArrayLayout(shape_in, in_lanes))),
+                "o": Out(stream.Signature(data.ArrayLayout(shape_out, out_lanes))),
+            }
+        )
+
+    @property
+    def latency(self) -> int:
+        """Cycles from a fold's last step to the output buffer."""
+        # The array's operand registers are the second of the memories' two.
+        return MEMORY_READ - 1 + self.array.latency + self._requant_latency
+
+    @property
+    def _requant_latency(self) -> int:
+        return 0 if self.requantizer is None else self.requantizer.latency
+
+    def elaborate(self, platform: object) -> Any:
+        m = Module()
+        m.submodules.mac_vector = vector = self.vector
+        m.submodules.mac_weights = weights = self.weights
+        m.submodules.array = array = self.array
+        m.submodules.buffer = buffer = OutputBuffer(self.o.payload.shape(), self.out_depth)
+        step, result = Signal(), array.acc
+        wiring.connect(m, wiring.flipped(self.i), vector.i)
+        wiring.connect(m, wiring.flipped(self.o), buffer.o)
+        m.d.comb += [
+            step.eq(vector.readable & (buffer.available | ~vector.last)),
+            vector.step.eq(step),
+            weights.step.eq(step),
+            weights.restart.eq(vector.ends),
+            array.x.eq(vector.data),
+            array.w.eq(weights.data),
+            buffer.reserve.eq(step & vector.last),
+        ]
+        m.d.sync += [array.valid.eq(step), array.last.eq(vector.last)]
+        if self.requantizer is not None:
+            m.submodules.requantizer = requantizer = self.requantizer
+            m.d.comb += [requantizer.i.eq(array.acc), requantizer.fold.eq(array.fold)]
+            result = requantizer.o
+        m.d.comb += [
+            buffer.w_en.eq(delayed(m, array.done, self._requant_latency, "requantized")),
+            buffer.w_data.eq(result),
+        ]
+        return m
