@@ -87,8 +87,9 @@ def _why_not(op: Op) -> str | None:
         return f"{op.groups} groups; use a convolution with groups=1, grouped ones have no hardware yet"
     if isinstance(op, AvgPool) and not op.uniform:
         return "its windows average different counts; use count_include_pad=True without ceil_mode, or no padding"
-    if isinstance(op, AvgPool | GlobalAvgPool) and op.requant.relu:
-        return "a ReLU inside its requantiser; put the ReLU before the pool"
+    shifted = isinstance(op, AvgPool | GlobalAvgPool | RescaleOp) and op.input.zero != 0
+    if shifted and op.requant.relu:
+        return "a ReLU inside its requantiser and an input zero point; put the ReLU into the layer before"
     known = (Conv, Linear, MaxPool, AvgPool, GlobalAvgPool, GlobalMaxPool, Flatten, RescaleOp)
     if not isinstance(op, known):
         return "only sequential networks of convolution, linear, pooling and ReLU have hardware yet; remove it"
@@ -306,7 +307,9 @@ def _pool(chain: _Chain, op: MaxPool | AvgPool | GlobalAvgPool | GlobalMaxPool) 
     pad_code = op.input.minimum if maximum else op.input.zero
     walk = chain.window(op, name, geometry, mode, pad_code=pad_code, group_major=True)
     rows = geometry.kernel[0] if mode is WindowMode.COLUMN else 1
-    requant = None if maximum else _shifted_zero(op, geometry.taps)
+    requant = None
+    if isinstance(op, AvgPool | GlobalAvgPool):
+        requant = _of_codes(op.requant, op.input.zero, geometry.taps)
     low, high = op.input.minimum, op.input.maximum
     if not maximum:
         low, high = min(geometry.taps * low, 0), max(geometry.taps * high, 0)
@@ -331,10 +334,8 @@ def _pool(chain: _Chain, op: MaxPool | AvgPool | GlobalAvgPool | GlobalMaxPool) 
     chain.finish(op, lanes)
 
 
-def _shifted_zero(op: Op, taps: int) -> Requant:
-    """The pool's requantiser for a sum of codes instead of a sum of (code - zero)."""
-    assert isinstance(op, AvgPool | GlobalAvgPool)
-    requant, zero = op.requant, op.input.zero
+def _of_codes(requant: Requant, zero: int, taps: int = 1) -> Requant:
+    """The requantiser for a sum of ``taps`` codes instead of a sum of ``code - zero``."""
     if zero == 0:
         return requant
     count = max(len(requant.mult), len(requant.add))
@@ -362,12 +363,6 @@ def _pool_lanes(chain: _Chain, geometry: Geometry, channels: int) -> tuple[Windo
 def _rescale(chain: _Chain, op: RescaleOp, following: Op | None) -> None:
     channels = op.input.channels
     chain.open_input(channels if not isinstance(following, Linear) else 1)
-    requant, zero = op.requant, op.input.zero
-    if zero != 0:
-        count = max(len(requant.mult), len(requant.add))
-        mult = requant.mult * count if len(requant.mult) == 1 else requant.mult
-        add = requant.add * count if len(requant.add) == 1 else requant.add
-        requant = replace(requant, add=tuple(a - zero * m for a, m in zip(add, mult, strict=True)))
     chain.stages.append(
         Rescale(
             name=f"{module_name(op.name)}_rescale",
@@ -377,7 +372,7 @@ def _rescale(chain: _Chain, op: RescaleOp, following: Op | None) -> None:
             frame=chain.beats,
             out_depth=2,
             groups=chain.groups,
-            requant=requant,
+            requant=_of_codes(op.requant, op.input.zero),
         )
     )
     chain.finish(op, chain.lanes)
