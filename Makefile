@@ -11,7 +11,7 @@ DEMO ?= build --model lenet5 --data digits --bits 8 --target ecp5-85k --fps 5000
 # More arguments for pytest: make test TESTS="tests/rtl -k window"
 TESTS ?=
 
-.PHONY: help setup demo test lint benchmark wheel clean
+.PHONY: help setup demo test lint wheel clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
