@@ -23,6 +23,8 @@ class Top(wiring.Component):
     Parameters
     ----------
     dataflow : Dataflow
+    own_clock : bool
+        Whether ``aclk`` and ``aresetn`` drive the stages; else the domain ``sync`` of the surroundings.
 
     Members
     -------
@@ -36,8 +38,9 @@ class Top(wiring.Component):
         Sticky: an input ``tlast`` came early or late.
     """
 
-    def __init__(self, dataflow: Dataflow) -> None:
+    def __init__(self, dataflow: Dataflow, *, own_clock: bool = True) -> None:
         self.dataflow = dataflow
+        self.own_clock = own_clock
         super().__init__(
             {
                 "aclk": In(1),
@@ -56,8 +59,9 @@ class Top(wiring.Component):
 
     def elaborate(self, platform: object) -> Any:
         m = Module()
-        m.domains.sync = ClockDomain("sync")
-        m.d.comb += [ClockSignal().eq(self.aclk), ResetSignal().eq(~self.aresetn)]
+        if self.own_clock:
+            m.domains.sync = ClockDomain("sync")
+            m.d.comb += [ClockSignal().eq(self.aclk), ResetSignal().eq(~self.aresetn)]
         stages = self.dataflow.stages
         parts = [component(stage) for stage in stages]
         for stage, part in zip(stages, parts, strict=True):
