@@ -106,7 +106,8 @@ class MacOp(Op):
     @property
     def out_channels(self) -> int:
         """Output channels or features."""
-        return self.weights.codes.shape[0]
+        count: int = self.weights.codes.shape[0]
+        return count
 
     @property
     def macs(self) -> int:
