@@ -1,0 +1,152 @@
+"""From what a user names to a float network: a shipped checkpoint, a checkpoint file or an ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hwgen.errors import BadInput
+from quant.checkpoints import load_checkpoint, load_model as load_module, shipped_checkpoint
+from quant.data.dataset import Dataset
+from quant.graph import FloatGraph
+from quant.importers import fold, import_onnx, import_torch
+from quant.models import MODELS, Preprocess
+
+__all__ = ["Model", "fit_images", "load_model", "parse_preprocess"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Model:
+    """A float network with what makes its input from raw pixels.
+
+    Parameters
+    ----------
+    name : str
+    graph : FloatGraph
+        Folded; takes preprocessed images.
+    preprocess : Preprocess
+    held_out : int or None
+        Last training images it never saw; None where the file does not say.
+    """
+
+    name: str
+    graph: FloatGraph
+    preprocess: Preprocess
+    held_out: int | None
+
+    def classify(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Classes ``(N,)`` of raw images ``(N, C, H, W)``, computed in float32."""
+        out = []
+        for start in range(0, len(images), 512):
+            x = self.preprocess.apply(images[start : start + 512])
+            logits = self.graph.evaluate(x, dtype=torch.float32, batch_size=512)
+            out.append(np.argmax(logits.reshape(len(logits), -1), axis=1))
+        return np.concatenate(out).astype(np.int64)
+
+    def accuracy(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
+        """Top-1 fraction on raw images."""
+        return float(np.mean(self.classify(images) == labels))
+
+
+def parse_preprocess(text: str, channels: int) -> Preprocess:
+    """``standard``, ``unit``, ``raw`` or ``scale,offset`` as per-channel preprocessing.
+
+    ``standard`` is ``(pixel / 255 - 0.5) / 0.25``, ``unit`` is ``pixel / 255``, ``raw`` the pixel itself.
+
+    Raises
+    ------
+    BadInput
+        If it is none of these.
+    """
+    named = {"standard": (4 / 255, -2.0), "unit": (1 / 255, 0.0), "raw": (1.0, 0.0)}
+    pair: Sequence[float]
+    if text in named:
+        pair = named[text]
+    else:
+        try:
+            pair = [float(part) for part in text.split(",")]
+        except ValueError:
+            pair = []
+        if len(pair) != 2:
+            raise BadInput(
+                f"preprocessing must be {', '.join(named)} or 'scale,offset' for x = pixel * scale + offset,"
+                f" not {text!r}"
+            )
+    return Preprocess(scale=(pair[0],) * channels, offset=(pair[1],) * channels)
+
+
+def load_model(spec: str | Path, *, data: Dataset, preprocess: str | None = None) -> Model:
+    """Load a float network.
+
+    Parameters
+    ----------
+    spec : str or Path
+        The name of a shipped network (trained for ``data``), or a file: ``.onnx``, ``.safetensors``
+        or ``.pt`` (a state_dict).
+    data : Dataset
+        Images that it will be used with.
+    preprocess : str, optional
+        See :func:`parse_preprocess`; the checkpoint's own by default, ``standard`` for ONNX.
+
+    Raises
+    ------
+    BadInput, BadNetwork, UnsupportedLayer
+    """
+    channels = data.shape[0]
+    path = Path(spec)
+    if str(spec) in MODELS:
+        path = shipped_checkpoint(str(spec), data.name)
+    elif not path.is_file():
+        raise BadInput(
+            f"the model must be one of {', '.join(MODELS)} or an .onnx, .safetensors or .pt file, and there is no"
+            f" file {path}"
+        )
+    if path.suffix == ".onnx":
+        graph = fold(import_onnx(path))
+        chosen = parse_preprocess(preprocess or "standard", graph.input_shape[0])
+        model = Model(name=path.stem, graph=graph, preprocess=chosen, held_out=None)
+    else:
+        checkpoint = load_checkpoint(path)
+        shape = (checkpoint.in_channels, 32, 32)
+        graph = fold(import_torch(load_module(checkpoint), shape))
+        chosen = checkpoint.preprocess
+        if preprocess is not None:
+            chosen = parse_preprocess(preprocess, checkpoint.in_channels)
+        held_out = checkpoint.held_out if checkpoint.dataset == data.name else None
+        name = str(spec) if str(spec) in MODELS else path.stem
+        model = Model(name=name, graph=graph, preprocess=chosen, held_out=held_out)
+    if model.graph.input_shape[0] != channels:
+        raise BadInput(
+            f"model {model.name} takes {model.graph.input_shape[0]} channels and the images of {data.name} have"
+            f" {channels}; choose another data set or model"
+        )
+    fit_images(data.test_images[:1], model)
+    if model.graph.output_shape[0] < len(data.classes):
+        raise BadInput(
+            f"model {model.name} has {model.graph.output_shape[0]} outputs and {data.name} has"
+            f" {len(data.classes)} classes; choose another data set or model"
+        )
+    return model
+
+
+def fit_images(images: NDArray[np.uint8], model: Model) -> NDArray[np.uint8]:
+    """Raw images of the size that the model takes: their centre where it takes smaller ones.
+
+    Raises
+    ------
+    BadInput
+        If the model takes larger images, or by an odd number of pixels smaller ones.
+    """
+    wanted, have = model.graph.input_shape[1:], images.shape[2:]
+    if len(wanted) != 2 or any(h < w or (h - w) % 2 for h, w in zip(have, wanted, strict=True)):
+        raise BadInput(
+            f"model {model.name} takes images of {wanted} pixels, the data has {have}; they may be larger by an"
+            " even number only"
+        )
+    top, left = ((h - w) // 2 for h, w in zip(have, wanted, strict=True))
+    return images[:, :, top : top + wanted[0], left : left + wanted[1]]
