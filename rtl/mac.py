@@ -296,9 +296,7 @@ class MacStage(wiring.Component):
                 f"the weights must fit {weight_shape!r}, not be {weights.min()}..{weights.max()}"
             )
         if requant is None and Shape.cast(shape_out) != signed(acc_width):
-            raise ValueError(
-                f"accumulators must go out as {signed(acc_width)!r}, not {shape_out!r}"
-            )
+            raise ValueError(f"accumulators go out as {signed(acc_width)!r}, not {shape_out!r}")
         self.requant = requant
         self.out_depth = out_depth
         self.vector = VectorBuffer(shape_in, in_lanes, vector, folds, capacity)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import numpy as np
+from amaranth.hdl import Elaboratable, Module, ResetInserter, Signal
+from amaranth.lib import stream
 from numpy.typing import NDArray
 
 from hwgen.ir.requant import Requant
 from hwgen.ir.walk import Walk, WindowMode
-from tests.rtl.bench import Beat, OutputModel
+from tests.rtl.bench import Beat, OutputModel, Reference
 
 
 class WindowModel:
@@ -245,3 +248,68 @@ def reduce_beats(
             tuple(requantized(value, requant, group * lanes + c) for c, value in enumerate(values))
         )
     return out
+
+
+class ResetInMidFrame(Elaboratable):
+    """A component that first works on noise for ``cycles`` cycles and is then reset.
+
+    From outside it neither accepts nor delivers until ``start`` cycles have passed.
+    """
+
+    def __init__(self, component: Any, cycles: int) -> None:
+        self.component = component
+        self.cycles = cycles
+        self.i = stream.Signature(component.i.payload.shape()).create()
+        self.o = stream.Signature(component.o.payload.shape()).create()
+
+    @property
+    def start(self) -> int:
+        return self.cycles + 1
+
+    def elaborate(self, platform: object) -> Any:
+        m = Module()
+        part = self.component
+        reset, running = Signal(), Signal()
+        count = Signal(range(self.cycles + 1))
+        m.submodules.part = ResetInserter(reset)(part)
+        noise = Signal(len(part.i.payload.as_value()), init=1)
+        m.d.comb += [
+            self.o.payload.eq(part.o.payload),
+            self.o.valid.eq(part.o.valid & running),
+            self.i.ready.eq(part.i.ready & running),
+            reset.eq(~running & (count == self.cycles)),
+        ]
+        m.d.sync += noise.eq(noise * 5 + 3)
+        with m.If(running):
+            m.d.comb += [
+                part.i.payload.eq(self.i.payload),
+                part.i.valid.eq(self.i.valid),
+                part.o.ready.eq(self.o.ready),
+            ]
+        with m.Else():
+            m.d.comb += [
+                part.i.payload.eq(noise),
+                part.i.valid.eq(~noise[-1] | noise[0]),
+                part.o.ready.eq(count[:2] != 0),
+            ]
+            m.d.sync += [count.eq(count + 1), running.eq(reset)]
+        return m
+
+
+class Later:
+    """A model whose component is silent for the first ``start`` cycles."""
+
+    def __init__(self, model: Reference, start: int) -> None:
+        self.model = model
+        self.start = start
+
+    def ready(self) -> bool:
+        return self.start <= 0 and self.model.ready()
+
+    def valid(self) -> bool:
+        return self.start <= 0 and self.model.valid()
+
+    def tick(self, beat: Beat | None, taken: bool) -> None:
+        if self.start <= 0:
+            self.model.tick(beat, taken)
+        self.start -= 1
