@@ -1,0 +1,486 @@
+"""What each command takes and does. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwgen.errors import BadInput
+
+if TYPE_CHECKING:
+    from hwgen.flow.model import Model
+    from hwgen.flow.options import HardwareOptions
+    from hwgen.flow.progress import Shown
+    from quant.config import QuantConfig
+    from quant.data.dataset import Dataset
+
+__all__ = ["COMMANDS", "Command"]
+
+Arguments = argparse.Namespace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command: its name, one sentence of help, its arguments and what it does."""
+
+    name: str
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Arguments], int]
+
+
+def _progress() -> Shown:
+    from rich.console import Console
+
+    from hwgen.flow.progress import Shown
+
+    return Shown(Console(stderr=True))
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
+    return int(text)
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return value
+
+
+def _data_arguments(part: argparse.ArgumentParser, *, required: bool = True) -> None:
+    part.add_argument("--data", required=required, help="data set: digits, mnist or cifar10")
+    part.add_argument(
+        "--data-dir",
+        type=Path,
+        help="folder with the official files (idx files, or cifar-10-batches-bin/); else cache or download",
+    )
+
+
+def _model_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument(
+        "--model", required=True, help="lenet5, digits-tiny, or an .onnx, .safetensors or .pt file"
+    )
+    part.add_argument(
+        "--preprocess",
+        help="how pixels become the network's input: standard ((p/255-0.5)/0.25), unit (p/255), raw, or"
+        " SCALE,OFFSET; the checkpoint's own by default, standard for ONNX",
+    )
+
+
+def _quant_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--bits", default="8", help="bits of weights and activations, or W/B/A; default 8")
+    part.add_argument(
+        "--layer-bits",
+        action="append",
+        default=[],
+        metavar="LAYER=BITS",
+        help="bits of one layer, N or W/B/A; may be repeated",
+    )
+    part.add_argument(
+        "--calibration", default="mse", help="how ranges are found: mse (default), max or percentile"
+    )
+
+
+def _hardware_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--target", default="ecp5-85k", help="FPGA part; default ecp5-85k")
+    goal = part.add_mutually_exclusive_group()
+    goal.add_argument("--fps", type=_above_zero, help="frames a second at the clock; default 1000")
+    goal.add_argument("--cycles", type=_positive, help="cycles a frame, instead of --fps")
+    goal.add_argument("--multipliers", type=_positive, help="most multipliers, instead of --fps")
+    part.add_argument("--clock-mhz", type=_above_zero, help="clock; the part's usual one by default")
+    part.add_argument(
+        "--pin",
+        action="append",
+        default=[],
+        metavar="LAYER=INxOUT",
+        help="fix a layer's lanes; may be repeated",
+    )
+    part.add_argument("--argmax", action="store_true", help="deliver the class instead of the outputs")
+
+
+def _dataset(arguments: Arguments) -> Dataset:
+    from quant.datasets import load_dataset
+
+    return load_dataset(arguments.data, data_dir=arguments.data_dir)
+
+
+def _model(arguments: Arguments, data: Dataset) -> Model:
+    from hwgen.flow.model import load_model
+
+    return load_model(arguments.model, data=data, preprocess=arguments.preprocess)
+
+
+def _quant(arguments: Arguments) -> QuantConfig:
+    from hwgen.flow.options import quant_config
+
+    return quant_config(arguments.bits, arguments.layer_bits, calibration=arguments.calibration)
+
+
+def _hardware(arguments: Arguments) -> HardwareOptions:
+    from hwgen.flow.options import HardwareOptions, parse_pins
+
+    return HardwareOptions.of(
+        arguments.target,
+        clock_mhz=arguments.clock_mhz,
+        fps=arguments.fps,
+        cycles=arguments.cycles,
+        multipliers=arguments.multipliers,
+        pins=parse_pins(arguments.pin),
+        argmax=arguments.argmax,
+    )
+
+
+def _table(rows: Any, title: str | None = None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    for label, value in rows:
+        table.add_row(label, value)
+    Console().print(table)
+
+
+def _doctor(arguments: Arguments) -> int:
+    from hwgen.doctor import diagnose, table
+    from rich.console import Console
+
+    statuses = diagnose()
+    Console().print(table(statuses))
+    return 0
+
+
+def _train_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--model", required=True, help="lenet5 or digits-tiny")
+    _data_arguments(part)
+    part.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
+    part.add_argument("--epochs", type=_positive, help="the recipe's own by default")
+    part.add_argument("--seed", type=_natural, default=0)
+    part.add_argument("--threads", type=_positive, help="threads of PyTorch; its own choice by default")
+    part.add_argument("--max-seconds", type=_above_zero, help="stop after that many seconds, to resume later")
+    part.add_argument("--no-resume", action="store_true", help="do not go on with an interrupted run")
+
+
+def _train(arguments: Arguments) -> int:
+    from quant.train import train
+
+    checkpoint = train(
+        arguments.model,
+        _dataset(arguments),
+        seed=arguments.seed,
+        epochs=arguments.epochs,
+        threads=arguments.threads,
+        out=arguments.out,
+        resume=not arguments.no_resume,
+        max_seconds=arguments.max_seconds,
+    )
+    if checkpoint.accuracy is None:
+        print("stopped before the last epoch; the same command goes on")
+        return 0
+    print(
+        f"{arguments.out}: {checkpoint.accuracy:.2%} on the test images;"
+        f" {checkpoint.held_out} training images held out"
+    )
+    return 0
+
+
+def _quantize_arguments(part: argparse.ArgumentParser) -> None:
+    _model_arguments(part)
+    _data_arguments(part)
+    _quant_arguments(part)
+    part.add_argument("--out", type=Path, required=True, help="folder for network.json and weights.npz")
+    part.add_argument("--onnx", type=Path, help="also write the integer network as ONNX")
+
+
+def _quantize(arguments: Arguments) -> int:
+    from hwgen.files import ensure_folder
+    from hwgen.flow.model import fit_images
+    from hwgen.flow.steps import integer_accuracy, quantize
+    from hwgen.ir.serial import save_network
+
+    config, data = _quant(arguments), _dataset(arguments)
+    model = _model(arguments, data)
+    progress = _progress()
+    with progress.spinner("quantise"):
+        network = quantize(model, data, config)
+    ensure_folder(arguments.out.parent)
+    save_network(network, arguments.out)
+    if arguments.onnx is not None:
+        from quant.export_onnx import export_onnx
+
+        export_onnx(network, arguments.onnx)
+    with progress.spinner("evaluate"):
+        exact = model.accuracy(fit_images(data.test_images, model), data.test_labels)
+        integer = integer_accuracy(network, data)
+    _table(
+        [
+            ("float, test images", f"{exact:.2%}"),
+            ("integer, test images", f"{integer:.2%}"),
+            ("written", str(arguments.out)),
+        ]
+    )
+    return 0
+
+
+def _evaluate_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument("network", type=Path, help="folder of a saved integer network")
+    _data_arguments(part)
+
+
+def _evaluate(arguments: Arguments) -> int:
+    from hwgen.flow.steps import integer_accuracy
+    from hwgen.ir.serial import load_network
+
+    network = load_network(arguments.network)
+    data = _dataset(arguments)
+    with _progress().spinner("evaluate"):
+        accuracy = integer_accuracy(network, data)
+    print(f"{accuracy:.2%} of {len(data.test_labels):,} test images")
+    return 0
+
+
+def _generate_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument("network", type=Path, help="folder of a saved integer network")
+    _hardware_arguments(part)
+    part.add_argument("--out", type=Path, required=True, help="folder for the Verilog and dataflow.json")
+
+
+def _generate(arguments: Arguments) -> int:
+    from hwgen.flow.build import design_of
+    from hwgen.flow.steps import fold_network
+    from hwgen.flow.table import describe_dataflow
+    from hwgen.flow.workspace import Workspace
+    from hwgen.ir.serial import load_network
+
+    options = _hardware(arguments)
+    network = load_network(arguments.network)
+    workspace = Workspace(folder=arguments.out)
+    progress = _progress()
+    with progress.spinner("fold"):
+        dataflow = fold_network(network, options)
+        workspace.json("dataflow.json", describe_dataflow(dataflow))
+    with progress.spinner("generate and check Verilog"):
+        design, _ = design_of(dataflow, workspace)
+    _table(
+        [
+            ("Verilog", str(arguments.out / "rtl" / f"{design.top}.v")),
+            ("multipliers", f"{dataflow.multipliers:,}"),
+            ("cycles a frame", f"{dataflow.interval:,}"),
+            ("latency in cycles", f"{dataflow.latency:,}"),
+        ]
+    )
+    return 0
+
+
+def _build_arguments(part: argparse.ArgumentParser) -> None:
+    _model_arguments(part)
+    _data_arguments(part)
+    _quant_arguments(part)
+    _hardware_arguments(part)
+    part.add_argument("--out", type=Path, required=True, help="folder for everything that is written")
+    part.add_argument("--images", type=_natural, default=20, help="test images for Verilator; default 20, 0: none")
+    part.add_argument(
+        "--icarus-images", type=_natural, default=3, help="test images for Icarus, at most 3; default 3, 0: none"
+    )
+    part.add_argument("--no-synth", action="store_true", help="leave synthesis out")
+    part.add_argument("--no-pnr", action="store_true", help="leave place and route out")
+    part.add_argument("--seed", type=_natural, default=1, help="of gaps, stalls and placement; default 1")
+
+
+def _build(arguments: Arguments) -> int:
+    from hwgen.flow.build import BuildOptions, build
+    from hwgen.flow.report import summary_rows
+    from sim.tools import Simulator
+
+    if arguments.icarus_images > 3:
+        raise BadInput(
+            f"a build runs at most 3 images in Icarus, not {arguments.icarus_images}; 'hwgen simulate' runs more"
+        )
+    counts = {Simulator.ICARUS: arguments.icarus_images, Simulator.VERILATOR: arguments.images}
+    options = BuildOptions(
+        hardware=_hardware(arguments),
+        quant=_quant(arguments),
+        images={simulator: count for simulator, count in counts.items() if count},
+        synth=not arguments.no_synth,
+        pnr=not arguments.no_pnr,
+        seed=arguments.seed,
+    )
+    data = _dataset(arguments)
+    report = build(_model(arguments, data), data, arguments.out, options, _progress())
+    _table(summary_rows(report), title=f"{report['name']} on {report['target']}")
+    for note in report["notes"]:
+        print(f"note: {note}")
+    print(f"written to {arguments.out}: report.md, report.json, rtl/, network/")
+    return 0
+
+
+def _simulate_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument("build", type=Path, help="folder of a build")
+    part.add_argument("--data-dir", type=Path, help="folder of the data set's files")
+    part.add_argument("--images", type=_positive, default=20, help="test images; default 20")
+    part.add_argument(
+        "--simulator", choices=("icarus", "verilator"), default="verilator", help="default verilator"
+    )
+    part.add_argument("--gaps", type=float, default=0.3, help="share of cycles in which the source pauses")
+    part.add_argument("--stalls", type=float, default=0.3, help="share of cycles in which the sink is not ready")
+    part.add_argument("--seed", type=_natural, default=0, help="of the gaps and stalls")
+    part.add_argument("--trace", type=Path, help="waveform to write, .vcd (Icarus) or .fst (Verilator)")
+    part.add_argument("--json", type=Path, help="also write the figures as JSON")
+
+
+def _simulate(arguments: Arguments) -> int:
+    from hwgen.flow.simulate import simulate_build
+
+    figures = simulate_build(
+        arguments.build,
+        data_dir=arguments.data_dir,
+        images=arguments.images,
+        simulator=arguments.simulator,
+        gaps=arguments.gaps,
+        stalls=arguments.stalls,
+        seed=arguments.seed,
+        trace=arguments.trace,
+        progress=_progress(),
+    )
+    if arguments.json is not None:
+        from hwgen.files import write_json
+
+        write_json(arguments.json, figures)
+    _table([(key.replace("_", " "), f"{value:,}") for key, value in figures.items()])
+    return 0
+
+
+def _synth_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument("build", type=Path, help="folder of a build")
+    part.add_argument("--target", help="another part than the build's")
+    part.add_argument("--clock-mhz", type=_above_zero, help="clock that place and route aims for")
+    part.add_argument("--no-pnr", action="store_true", help="leave place and route out")
+    part.add_argument("--seed", type=_natural, default=1, help="of the placement")
+    part.add_argument("--json", type=Path, help="also write the figures as JSON")
+
+
+def _synth(arguments: Arguments) -> int:
+    from hwgen.flow.simulate import synthesize_build
+
+    figures = synthesize_build(
+        arguments.build,
+        target=arguments.target,
+        clock_mhz=arguments.clock_mhz,
+        pnr=not arguments.no_pnr,
+        seed=arguments.seed,
+        progress=_progress(),
+    )
+    if arguments.json is not None:
+        from hwgen.files import write_json
+
+        write_json(arguments.json, figures)
+    from hwgen.flow.report import summary_rows
+
+    _table(summary_rows(figures), title=f"{figures['name']} on {figures['target']}")
+    return 0
+
+
+def _explore_arguments(part: argparse.ArgumentParser) -> None:
+    _model_arguments(part)
+    _data_arguments(part)
+    part.add_argument("--bits", default="8,6,5,4", help="widths to sweep, with commas; default 8,6,5,4")
+    part.add_argument("--fps", default="1000,5000", help="frame rates to sweep; default 1000,5000")
+    part.add_argument("--calibration", default="mse", help="mse (default), max or percentile")
+    part.add_argument("--target", default="ecp5-85k", help="FPGA part; default ecp5-85k")
+    part.add_argument("--clock-mhz", type=_above_zero, help="clock; the part's usual one by default")
+    part.add_argument("--pnr", action="store_true", help="place and route every point too")
+    part.add_argument("--out", type=Path, required=True, help="folder for points.csv and the plot")
+
+
+def _explore(arguments: Arguments) -> int:
+    from hwgen.explore.sweep import sweep
+
+    data = _dataset(arguments)
+    points = sweep(
+        _model(arguments, data),
+        data,
+        bits=arguments.bits.split(","),
+        fps=arguments.fps.split(","),
+        calibration=arguments.calibration,
+        target=arguments.target,
+        clock_mhz=arguments.clock_mhz,
+        pnr=arguments.pnr,
+        out=arguments.out,
+        progress=_progress(),
+    )
+    print(f"{len(points)} points: {arguments.out / 'points.csv'}, {arguments.out / 'accuracy-lut.png'}")
+    return 0
+
+
+def _nothing(part: argparse.ArgumentParser) -> None:
+    """A command without arguments."""
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        name="build",
+        help="Quantise, generate, simulate and synthesise a trained network; write a report.",
+        arguments=_build_arguments,
+        run=_build,
+    ),
+    Command(name="train", help="Train a reference network.", arguments=_train_arguments, run=_train),
+    Command(
+        name="quantize",
+        help="Turn a float network into an integer network.",
+        arguments=_quantize_arguments,
+        run=_quantize,
+    ),
+    Command(
+        name="evaluate",
+        help="Measure an integer network's accuracy on the test images.",
+        arguments=_evaluate_arguments,
+        run=_evaluate,
+    ),
+    Command(
+        name="generate",
+        help="Generate Verilog from a saved integer network.",
+        arguments=_generate_arguments,
+        run=_generate,
+    ),
+    Command(
+        name="simulate",
+        help="Co-simulate a build in Icarus or Verilator against the golden model.",
+        arguments=_simulate_arguments,
+        run=_simulate,
+    ),
+    Command(
+        name="synth",
+        help="Synthesise a build with Yosys, and place and route it with nextpnr.",
+        arguments=_synth_arguments,
+        run=_synth,
+    ),
+    Command(
+        name="explore",
+        help="Sweep widths and frame rates; write a table and an accuracy-against-LUT plot.",
+        arguments=_explore_arguments,
+        run=_explore,
+    ),
+    Command(
+        name="doctor",
+        help="Say which tools were found, their versions, and what is missing for what.",
+        arguments=_nothing,
+        run=_doctor,
+    ),
+)
+"""All commands, in the order of the help."""

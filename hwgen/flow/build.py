@@ -1,0 +1,346 @@
+"""One command from a trained network to verified, measured Verilog."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hwgen.backends.rtl.design import Design
+from hwgen.cost.audit import audit
+from hwgen.cost.lint import lint
+from hwgen.errors import BadInput
+from hwgen.flow.facts import audit_facts
+from hwgen.flow.model import Model
+from hwgen.flow.options import HardwareOptions
+from hwgen.flow.progress import Progress, Silent
+from hwgen.flow.report import describe_layers, markdown
+from hwgen.flow.steps import (
+    cosimulate,
+    fold_network,
+    generate,
+    integer_accuracy,
+    pnr_figures,
+    quantize,
+    synth_figures,
+    synthesize,
+    test_codes,
+)
+from hwgen.flow.table import describe_dataflow
+from hwgen.flow.workspace import Workspace, digest
+from hwgen.ir.network import Network
+from hwgen.ir.serial import load_network, save_network
+from hwgen.lower.dataflow import Dataflow
+from quant.config import QuantConfig
+from quant.data.dataset import Dataset
+from sim.tools import Simulator
+
+__all__ = ["BuildOptions", "build", "design_of", "open_build"]
+
+RECORD = "build.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """What a build does besides the hardware itself.
+
+    Parameters
+    ----------
+    hardware : HardwareOptions
+    quant : QuantConfig
+    images : mapping of Simulator to int
+        Test images to co-simulate in each simulator; none leaves it out.
+    synth, pnr : bool
+        Whether to synthesise, and to place and route where the part allows.
+    seed : int
+        Of gaps, stalls and placement.
+    """
+
+    hardware: HardwareOptions
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    images: Mapping[Simulator, int] = field(
+        default_factory=lambda: {Simulator.ICARUS: 3, Simulator.VERILATOR: 20}
+    )
+    synth: bool = True
+    pnr: bool = True
+    seed: int = 1
+
+
+def design_of(dataflow: Dataflow, workspace: Workspace) -> tuple[Design, list[str]]:
+    """Generate the Verilog, write it, lint it and read it back against the dataflow.
+
+    Returns
+    -------
+    design : Design
+    checks : list of str
+        What was checked, for the report.
+
+    Raises
+    ------
+    Mismatch
+        If the text that was read back differs from the dataflow.
+    """
+    design = generate(dataflow)
+    workspace.text(f"rtl/{design.top}.v", design.verilog)
+    key = digest("audit", 1, design.verilog)
+
+    def check() -> dict[str, Any]:
+        report = audit(design.verilog, audit_facts(dataflow))
+        lint(design.verilog, design.top)
+        return {"result": {"checked": report.summary}}
+
+    done = workspace.step("audit", key, check)
+    return design, [done["checked"], "verilator --lint-only -Wall: no warning outside the waived rules"]
+
+
+def _record(dataflow: Dataflow, options: HardwareOptions, data: str) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "data": data,
+        "target": options.target.name,
+        "clock_mhz": options.clock_mhz,
+        "fps": options.fps,
+        "cycles": options.cycles,
+        "multipliers": options.multipliers,
+        "pins": {layer: list(lanes) for layer, lanes in sorted(options.pins.items())},
+        "argmax": options.argmax,
+        "top": dataflow.name,
+    }
+
+
+def open_build(folder: Path) -> tuple[Dataflow, HardwareOptions, str]:
+    """The dataflow, the hardware options and the data set's name of a build's folder.
+
+    Raises
+    ------
+    BadInput
+        If it is no build's folder, or the Verilog in it is not what this version makes of its network.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"there is no folder {folder}; give the folder of a build")
+    workspace = Workspace(folder=folder)
+    record = workspace.read(RECORD)
+    try:
+        if record["schema"] != SCHEMA:
+            raise BadInput(
+                f"{folder / RECORD} has schema {record['schema']}, this version reads {SCHEMA}; build it again"
+            )
+        options = HardwareOptions.of(
+            record["target"],
+            clock_mhz=record["clock_mhz"],
+            fps=record["fps"],
+            cycles=record["cycles"],
+            multipliers=record["multipliers"],
+            pins={layer: (lanes[0], lanes[1]) for layer, lanes in record["pins"].items()},
+            argmax=record["argmax"],
+        )
+        data = str(record["data"])
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise BadInput(f"{folder / RECORD} lacks or mistypes {error}; build it again") from error
+    network = load_network(folder / "network")
+    return fold_network(network, options), options, data
+
+
+def simulate_step(
+    workspace: Workspace,
+    dataflow: Dataflow,
+    design: Design,
+    data: Dataset,
+    options: BuildOptions,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Co-simulate the test images, one step a simulator; results for ``cosim`` and what was measured."""
+    out: dict[str, Any] = {"cosim": {}}
+    for simulator, count in options.images.items():
+        codes = test_codes(dataflow.network, data, count)
+        if len(codes) < count:
+            raise BadInput(f"{data.name} has {len(codes)} test images, fewer than {count}; ask for fewer")
+        key = digest("cosim", 1, design.verilog, simulator.value, codes.tobytes().hex(), options.seed)
+
+        def run(simulator: Simulator = simulator, count: int = count, codes: Any = codes) -> dict[str, Any]:
+            with progress.bar(f"simulate in {simulator.value}", count) as advance:
+                (outcome,) = cosimulate(
+                    dataflow,
+                    design,
+                    codes,
+                    images={simulator: count},
+                    seed=options.seed,
+                    progress=lambda _, done, total: advance(done, total),
+                )
+            outcome.check()
+            bulk = outcome.bulk
+            result: dict[str, Any] = {"images": outcome.images, "mismatches": outcome.mismatches}
+            if outcome.axi is not None:
+                result["images_with_gaps_and_stalls"] = outcome.axi.images
+            measured = {"interval": bulk.interval, "latency": bulk.latency}
+            timing = {
+                "build_seconds": round(bulk.build_seconds, 3),
+                "run_seconds": round(bulk.seconds, 3),
+                "cycles": bulk.cycles,
+                "cycles_per_s": round(bulk.cycles / max(bulk.seconds, 1e-9), 1),
+                "images_per_s": round(bulk.images / max(bulk.seconds, 1e-9), 3),
+            }
+            return {"result": {"cosim": result, "measured": measured}, "timing": timing}
+
+        done = workspace.step(f"cosim.{simulator.value}", key, run)
+        out["cosim"][simulator.value] = done["cosim"]
+        for name, value in done["measured"].items():
+            if value is not None:
+                out.setdefault("measured", {})[name] = value
+    return out
+
+
+def synth_step(
+    workspace: Workspace, design: Design, options: BuildOptions, progress: Progress
+) -> dict[str, Any]:
+    """Synthesis and place and route: ``synth`` and, where there is one, ``pnr``."""
+    hardware = options.hardware
+    want_pnr = options.pnr and hardware.target.placeable
+    key = digest("synth", 1, design.verilog, hardware.target.name, hardware.clock_mhz, want_pnr, options.seed)
+
+    def run() -> dict[str, Any]:
+        with progress.spinner(f"synthesise for {hardware.target.name}"):
+            synth, placed = synthesize(
+                design, hardware, work=workspace.folder / "synth", pnr=want_pnr, seed=options.seed
+            )
+        result: dict[str, Any] = {"synth": synth_figures(synth)}
+        if placed is not None:
+            result["pnr"] = pnr_figures(placed)
+        return {"result": result}
+
+    return workspace.step("synth", key, run)
+
+
+def _predictions(dataflow: Dataflow, cosim: dict[str, Any]) -> dict[str, Any]:
+    measured = cosim.get("measured", {})
+    cycles: dict[str, int] = {"predicted": dataflow.interval}
+    latency: dict[str, int] = {"predicted": dataflow.latency}
+    if "interval" in measured:
+        cycles["measured"] = measured["interval"]
+    if "latency" in measured:
+        latency["measured"] = measured["latency"]
+    return {"cycles": cycles, "latency": latency}
+
+
+def _notes(report: dict[str, Any], hardware: HardwareOptions) -> list[str]:
+    notes = []
+    cycles, latency = report["cycles"], report["latency"]
+    if cycles.get("measured", cycles["predicted"]) != cycles["predicted"]:
+        notes.append("WARNING: measured cycles differ from the predicted ones; please report this")
+    if latency.get("measured", latency["predicted"]) != latency["predicted"]:
+        notes.append("WARNING: measured latency differs from the predicted one; please report this")
+    fmax = report.get("pnr", {}).get("fmax_mhz")
+    if fmax is not None and fmax < hardware.clock_mhz:
+        notes.append(
+            f"the design reaches {fmax:.1f} MHz, not the {hardware.clock_mhz:g} MHz that the folding counted with;"
+            f" --clock-mhz {int(fmax)} folds for what it reaches"
+        )
+    if fmax is not None and hardware.fps is not None and report["fps"] < hardware.fps:
+        notes.append(f"{report['fps']:,.0f} frames a second are fewer than the {hardware.fps:,.0f} asked for")
+    return notes
+
+
+def build(
+    model: Model,
+    data: Dataset,
+    out: Path,
+    options: BuildOptions,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Quantise, generate, check, co-simulate, synthesise, and write it all to ``out``.
+
+    Finished steps of an earlier, interrupted build with the same result are not done again.
+
+    Parameters
+    ----------
+    model : Model
+    data : Dataset
+    out : Path
+        Folder for ``network/``, ``rtl/<name>.v``, ``dataflow.json``, ``report.json``, ``report.md`` and
+        ``timing.json``; the last alone differs from run to run.
+    options : BuildOptions
+    progress : Progress, optional
+
+    Returns
+    -------
+    dict
+        What ``report.json`` holds.
+
+    Raises
+    ------
+    HwgenError
+        Whatever step fails first; what was written before stays.
+    """
+    progress = progress or Silent()
+    workspace = Workspace(folder=out)
+    begun = time.perf_counter()
+    with progress.spinner("quantise"):
+        network = quantize(model, data, options.quant)
+        save_network(network, out / "network")
+    workspace.timed("quantise", begun)
+    return build_network(network, data, workspace, options, progress, model=model)
+
+
+def build_network(
+    network: Network,
+    data: Dataset,
+    workspace: Workspace,
+    options: BuildOptions,
+    progress: Progress,
+    *,
+    model: Model | None = None,
+) -> dict[str, Any]:
+    """What :func:`build` does behind quantisation."""
+    hardware = options.hardware
+    begun = time.perf_counter()
+    with progress.spinner("fold"):
+        dataflow = fold_network(network, hardware)
+        workspace.json(RECORD, _record(dataflow, hardware, data.name))
+        workspace.json("dataflow.json", describe_dataflow(dataflow))
+    workspace.timed("fold", begun)
+    begun = time.perf_counter()
+    with progress.spinner("evaluate"):
+        accuracy: dict[str, float] = {}
+        if model is not None:
+            accuracy["float"] = model.accuracy(_cropped(model, data), data.test_labels)
+        accuracy["integer"] = integer_accuracy(network, data)
+    workspace.timed("evaluate", begun)
+    begun = time.perf_counter()
+    with progress.spinner("generate and check Verilog"):
+        design, checks = design_of(dataflow, workspace)
+    workspace.timed("generate", begun)
+    cosim = simulate_step(workspace, dataflow, design, data, options, progress)
+    report: dict[str, Any] = {
+        "schema": SCHEMA,
+        "name": network.name,
+        "data": data.name,
+        "target": hardware.target.name,
+        "clock_mhz": hardware.clock_mhz,
+        "accuracy": accuracy,
+        "test_images": len(data.test_labels),
+        "cosim": cosim["cosim"],
+        **_predictions(dataflow, cosim),
+        "multipliers": dataflow.multipliers,
+    }
+    if options.synth:
+        report |= synth_step(workspace, design, options, progress)
+    if "pnr" in report:
+        report["fps"] = round(report["pnr"]["fmax_mhz"] * 1e6 / dataflow.interval, 2)
+    report["layers"] = describe_layers(network, dataflow)
+    report["checks"] = checks
+    report["notes"] = _notes(report, hardware)
+    if model is not None and model.graph.notes:
+        report["import_notes"] = list(model.graph.notes)
+    workspace.json("report.json", report)
+    workspace.text("report.md", markdown(report))
+    workspace.save_timing()
+    return report
+
+
+def _cropped(model: Model, data: Dataset) -> Any:
+    from hwgen.flow.model import fit_images
+
+    return fit_images(data.test_images, model)
