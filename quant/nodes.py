@@ -34,6 +34,9 @@ __all__ = [
     "Shape",
 ]
 
+MAX_INPUT = 2**26
+"""Elements of the largest input taken for a network and not for a corrupt file."""
+
 Floats = NDArray[np.float64]
 """Constants of a node: read-only float64."""
 
@@ -126,6 +129,8 @@ class Input(Node):
         Node.__post_init__(self)
         if len(self.size) not in (1, 3) or min(self.size) < 1:
             raise self.bad(f"must be (channels, height, width) or (features,), not {self.size}")
+        if prod(self.size) > MAX_INPUT:
+            raise self.bad(f"has more than {MAX_INPUT} elements: {self.size}")
 
     def _arity(self) -> int:
         return 0

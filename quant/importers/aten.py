@@ -182,6 +182,12 @@ def _reshape(b: GraphBuilder, call: Call) -> Value:
     return convert.reshape(b, call.name, call.operands[0], shape[1:])
 
 
+def _slice(b: GraphBuilder, call: Call) -> Value:
+    if call.shape[1:] != b.shape_of(call["self"]) or call.shape[0] != 2:
+        raise RefusalError(f"it cuts a part of shape {call.shape} out", change_for(call.operator))
+    return call.operands[0]
+
+
 def _dropout(b: GraphBuilder, call: Call) -> Value:
     if call["train"] and call["p"] > 0:
         raise RefusalError(
@@ -278,6 +284,7 @@ HANDLERS: dict[str, Handler] = {
     "relu6": _clip(0.0, 6.0),
     "reshape": _reshape,
     "rsub": _arithmetic("sub"),
+    "slice": _slice,
     "softmax": _softmax,
     "squeeze": _reshape,
     "sub": _arithmetic("sub"),

@@ -1,14 +1,14 @@
 """Folds per-channel affines (batch norm, preprocessing) into the layers around them, where exact.
 
-Exact means in real numbers: the folded graph differs from the given one by float64 rounding alone. A
-batch norm in front of a convolution that pads with zeros is the known case that is not: the padding
-would have to become ``-offset / scale``. Such an affine stays, directly after its ReLU if it can, so
-that the integer network takes it into that layer's requantiser.
+Exact means in real numbers: the folded graph differs from the given one by float64 rounding alone.
+A batch norm in front of a convolution that pads with zeros is the known case that is not: the
+padding would have to become ``-offset / scale``. Such an affine stays, directly after its ReLU if
+it can, so that the integer network takes it into that layer's requantiser.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -41,8 +41,8 @@ def fold(graph: FloatGraph) -> FloatGraph:
     1. an affine that changes nothing is removed;
     2. an affine after an affine joins it, a ReLU after a ReLU joins it;
     3. an affine after a convolution or a linear layer joins its weight and bias;
-    4. an affine joins the convolution or linear layer that follows, through pools and flatten, where
-       no padding sees it;
+    4. an affine joins the convolution or linear layer that follows, through pools and flatten,
+       where no padding sees it;
     5. an affine after a pool moves in front of it, towards its ReLU, where the two commute.
 
     Rules 2 to 5 need the tensor between the two to have no other reader.
@@ -212,8 +212,8 @@ class _Path:
     """Where an affine can go: a layer with the affine as that layer sees it, or why it cannot."""
 
     layer: Conv | Linear | None = None
-    scale: Floats = np.ones(0)
-    offset: Floats = np.zeros(0)
+    scale: Floats = field(default_factory=lambda: np.ones(0))
+    offset: Floats = field(default_factory=lambda: np.zeros(0))
     reason: str = ""
 
 
