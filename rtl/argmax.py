@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import C, Module, Mux, Shape, Signal, unsigned
+from amaranth.hdl import C, Cat, Module, Mux, Shape, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -62,7 +62,9 @@ class Argmax(wiring.Component):
     def elaborate(self, platform: object) -> Any:
         m = Module()
         m.submodules.buffer = buffer = self.buffer
-        fire, first, last = Signal(), Signal(), Signal()
+        fire = Signal()
+        first = Signal()
+        last = Signal()
         base = Signal(range(max(1, (self.beats - 1) * self.lanes + 1)))
         m.d.comb += [
             self.i.ready.eq(buffer.available),
@@ -99,18 +101,20 @@ class Argmax(wiring.Component):
         nodes: list[tuple[Any, Any]] = []
         for k in range(self.lanes):
             element = self.i.payload[k]
-            nodes.append((element if k < filled else Mux(last, lowest, element), C(k)))
+            nodes.append((element if k < filled else Mux(last, lowest, element), C(0, 0)))
         for level in range(tree_latency(self.lanes)):
             merged = []
             for k in range(0, len(nodes), 2):
+                if k + 1 < len(nodes):
+                    higher = nodes[k + 1][0] > nodes[k][0]
+                    best = Mux(higher, nodes[k + 1][0], nodes[k][0])
+                    # The lane within this subtree: its top bit says which half.
+                    place = Cat(Mux(higher, nodes[k + 1][1], nodes[k][1]), higher)
+                else:
+                    best, place = nodes[k]
                 value = Signal(self.shape, name=f"value_{level}_{k // 2}", reset_less=True)
-                lane = Signal(range(self.lanes), name=f"lane_{level}_{k // 2}", reset_less=True)
-                left, right = nodes[k], nodes[min(k + 1, len(nodes) - 1)]
-                higher = right[0] > left[0]
-                m.d.sync += [
-                    value.eq(Mux(higher, right[0], left[0])),
-                    lane.eq(Mux(higher, right[1], left[1])),
-                ]
+                lane = Signal(len(place), name=f"lane_{level}_{k // 2}", reset_less=True)
+                m.d.sync += [value.eq(best), lane.eq(place)]
                 merged.append((value, lane))
             nodes = merged
         return nodes[0]

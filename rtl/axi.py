@@ -85,8 +85,12 @@ class AxiStreamIn(wiring.Component):
     def elaborate(self, platform: object) -> Any:
         m = Module()
         m.submodules.buffer = buffer = self.buffer
-        filling, dropping, error = Signal(), Signal(), Signal()
-        accept, produce, last = Signal(), Signal(), Signal()
+        filling = Signal()
+        dropping = Signal()
+        error = Signal()
+        accept = Signal()
+        produce = Signal()
+        last = Signal()
         beat = _index(self.beats)
         m.d.comb += [
             self.frame_error.eq(error),
@@ -147,7 +151,8 @@ class AxiStreamOut(wiring.Component):
 
     def elaborate(self, platform: object) -> Any:
         m = Module()
-        beat, last = _index(self.beats), Signal()
+        beat = _index(self.beats)
+        last = Signal()
         free = 8 * lane_bytes(self.shape.width) - self.shape.width
         parts: list[Any] = []
         for lane in range(self.lanes):

@@ -99,7 +99,8 @@ class OutputBuffer(wiring.Component):
     def _ring(self, m: Module, taken: Signal) -> None:
         m.submodules.fifo = fifo = Memory(shape=self.shape, depth=self.depth, init=[])
         write, read = fifo.write_port(), fifo.read_port(domain="comb")
-        w_index, r_index = Signal(range(self.depth)), Signal(range(self.depth))
+        w_index = Signal(range(self.depth))
+        r_index = Signal(range(self.depth))
         m.d.comb += [
             write.en.eq(self.w_en),
             write.addr.eq(w_index),

@@ -141,13 +141,17 @@ class WidthConverter(wiring.Component):
         m = Module()
         plan = self.plan
         m.submodules.buffer = buffer = self.buffer
-        emit, accept = Signal(), Signal()
+        emit = Signal()
+        accept = Signal()
         last_in = self._last(m, "in", self.vector_in, plan.lanes_in, plan.tail_in, accept)
         last_out = self._last(m, "out", self.vector_out, plan.lanes_out, plan.tail_out, emit)
-        held, left = Signal(range(plan.places + 1)), Signal(range(plan.places + 1))
+        held = Signal(range(plan.places + 1))
+        left = Signal(range(plan.places + 1))
         give = Signal(range(plan.lanes_out + 1))
         take = Signal(range(plan.lanes_in + 1))
-        enough, room, room_after = Signal(), Signal(), Signal()
+        enough = Signal()
+        room = Signal()
+        room_after = Signal()
         most = plan.lanes_in + plan.lanes_out - 1
         m.d.comb += [
             give.eq(Mux(last_out, plan.tail_out, plan.lanes_out)),
