@@ -280,7 +280,14 @@ class _Graph:
         Runtimes differ in what ``ceil_mode`` does with a window that begins in the padding.
         """
         hint, g = op.name, op.geometry
-        exact = max(abs(op.input.minimum), abs(op.input.maximum)) <= FLOAT_LIMIT
+        largest = max(abs(op.input.minimum), abs(op.input.maximum))
+        if largest > DOUBLE_LIMIT:
+            raise UnsupportedLayer(
+                f"layer '{hint}' pools codes of {op.input.width} bits, more than DOUBLE holds"
+                " exactly;"
+                f" requantise them to at most 53 bits first"
+            )
+        exact = largest <= FLOAT_LIMIT
         to, kind = (TensorProto.FLOAT, np.float32) if exact else (TensorProto.DOUBLE, np.float64)
         value = self.cast(value, to, f"{hint}/float")
         if any(g.overhang):
@@ -296,16 +303,6 @@ class _Graph:
             strides=list(g.stride),
         )
         return self.cast(value, TensorProto.INT64, f"{hint}/integers")
-
-
-def _check_ranges(network: Network) -> None:
-    """Refuse tensors that DOUBLE, which stands between INT64 nodes, cannot hold."""
-    for op in network.ops:
-        for kind in (*op.input_types, op.output):
-            if max(abs(kind.minimum), abs(kind.maximum)) > DOUBLE_LIMIT:
-                raise UnsupportedLayer(
-                    f"layer '{op.name}' has codes of {kind.width} bits; at most 53 can be exported"
-                )
 
 
 def to_onnx(network: Network, *, every_tensor: bool = False) -> onnx.ModelProto:
@@ -327,7 +324,6 @@ def to_onnx(network: Network, *, every_tensor: bool = False) -> onnx.ModelProto:
     UnsupportedLayer
         If a layer's numbers are beyond what FLOAT and DOUBLE can be made to hold exactly.
     """
-    _check_ranges(network)
     graph = _Graph({INPUT, *(op.name for op in network.ops)})
     for op in network.ops:
         graph.rename(graph.layer(op, list(op.inputs)), op.name)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import zipfile
 from collections.abc import Callable
@@ -355,6 +356,7 @@ def save_network(network: Network, folder: Path) -> None:
         own."""
         file.write(text.encode() + b"\n")
         file.flush()
+        os.fsync(file.fileno())
         write_bytes(folder / WEIGHTS_FILE, weights)
 
     write_atomic(folder / NETWORK_FILE, both)
