@@ -438,3 +438,7 @@ def load_network(folder: Path) -> Network:
         )
     except BadNetwork as error:
         raise BadNetwork(f"{path}: {error}") from error
+    except (MemoryError, OverflowError) as error:
+        raise BadNetwork(
+            f"{path}: a size or number is too large ({error}); save the network again"
+        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from hwgen import files
 from hwgen.errors import BadInput, BadNetwork
 from hwgen.ir import Conv, Network, load_network, save_network
 from hwgen.ir.serial import LAYERS, NETWORK_FILE, WEIGHTS_FILE
@@ -163,9 +163,9 @@ def test_halves_of_two_networks_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b" / WEIGHTS_FILE).replace(tmp_path / "a" / WEIGHTS_FILE)
     with pytest.raises(BadNetwork, match="damaged or from another network"):
         load_network(tmp_path / "a")
-    with pytest.raises(BadNetwork, match=f"cannot read .*{WEIGHTS_FILE}: No such file"):
+    with pytest.raises(BadNetwork, match=rf"cannot read .*{WEIGHTS_FILE}: No such file"):
         load_network(tmp_path / "b")
-    with pytest.raises(BadNetwork, match=f"cannot read .*{NETWORK_FILE}: No such file"):
+    with pytest.raises(BadNetwork, match=rf"cannot read .*{NETWORK_FILE}: No such file"):
         load_network(tmp_path / "c")
 
 
@@ -222,7 +222,7 @@ def test_codes_beyond_their_width_are_refused(tmp_path: Path) -> None:
     bias = SOME.ops[0].bias  # type: ignore[attr-defined]
     assert bias.width not in (8, 16, 32)
     replaced(tmp_path, npz(**arrays))
-    with pytest.raises(BadNetwork, match="a bias of .* bits signed must lie within"):
+    with pytest.raises(BadNetwork, match=r"a bias of .* bits signed must lie within"):
         load_network(tmp_path)
 
 
@@ -237,7 +237,7 @@ def test_failed_saves_leave_the_old_network(
         if next(calls) == failing:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     if failing < 2:
         with pytest.raises(BadInput, match="No space left on device"):
             save_network(random_network(3), tmp_path)

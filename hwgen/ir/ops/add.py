@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from hwgen.ir.formats import TensorType
 from hwgen.ir.ops.base import (
-    ARITHMETIC_BITS,
     Codes,
     Op,
     check_output_shape,
     check_requant,
+    same_interval,
     union_width,
 )
 from hwgen.ir.requant import Requant
@@ -50,13 +48,6 @@ class Add(Op):
                 f" and {self.mult}"
             )
         check_output_shape(self, self.types[0].shape)
-        if any(
-            t.width + m.bit_length() + 2 >= ARITHMETIC_BITS
-            for t, m in zip(self.types, self.mult, strict=True)
-        ):
-            raise self.bad(
-                f"needs more than {ARITHMETIC_BITS} bits; use smaller multipliers than {self.mult}"
-            )
         check_requant(self, self.requant, *self.accumulator_interval())
 
     @property
@@ -73,8 +64,7 @@ class Add(Op):
         for kind, mult in zip(self.types, self.mult, strict=True):
             ends = sorted((mult * (kind.minimum - kind.zero), mult * (kind.maximum - kind.zero)))
             low, high = low + ends[0], high + ends[1]
-        channels = self.types[0].channels
-        return np.full(channels, low, dtype=np.int64), np.full(channels, high, dtype=np.int64)
+        return same_interval(self, self.types[0].channels, low, high)
 
     @property
     def accumulator_width(self) -> int:

@@ -188,6 +188,12 @@ class Op:
             raise BadNetwork(
                 f"a layer's name must be printable and not empty or '{INPUT}', not '{self.name}'"
             )
+        for kind in (*self.input_types, self.output):
+            if kind.width > ARITHMETIC_BITS or kind.zero.bit_length() >= ARITHMETIC_BITS:
+                raise self.bad(
+                    f"has codes of {kind.width} bits with the zero point {kind.zero}; at most"
+                    f" {ARITHMETIC_BITS} bits can be computed with"
+                )
         if len(self.inputs) != len(self.input_types):
             raise self.bad(
                 f"takes {len(self.input_types)} tensors, not {len(self.inputs)}: {self.inputs}"
@@ -221,6 +227,22 @@ class Op:
 def union_width(low: Codes, high: Codes) -> int:
     """Smallest signed width that holds 0 and, for every channel, ``low..high``."""
     return signed_width(min(int(low.min()), 0), max(int(high.max()), 0))
+
+
+def same_interval(op: Op, channels: int, low: int, high: int) -> tuple[Codes, Codes]:
+    """One interval for all channels.
+
+    Raises
+    ------
+    BadNetwork
+        If it needs more than 62 bits.
+    """
+    if signed_width(min(low, 0), max(high, 0)) > ARITHMETIC_BITS:
+        raise op.bad(
+            f"has accumulators of {low}..{high}, more than {ARITHMETIC_BITS} bits; use narrower"
+            " codes"
+        )
+    return np.full(channels, low, dtype=np.int64), np.full(channels, high, dtype=np.int64)
 
 
 def check_output_shape(op: Op, shape: tuple[int, ...]) -> None:

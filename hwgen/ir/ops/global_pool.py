@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from hwgen.ir.formats import TensorType
 from hwgen.ir.ops.base import (
     Codes,
@@ -13,6 +11,7 @@ from hwgen.ir.ops.base import (
     check_output_shape,
     check_requant,
     check_same_format,
+    same_interval,
     union_width,
 )
 from hwgen.ir.requant import Requant
@@ -70,7 +69,7 @@ class GlobalAvgPool(_GlobalPool):
         """Exact ``(low, high)`` of each channel's accumulator, int64 ``(C,)``."""
         low = self.input.pixels * (self.input.minimum - self.input.zero)
         high = self.input.pixels * (self.input.maximum - self.input.zero)
-        return np.full(self.input.channels, low), np.full(self.input.channels, high)
+        return same_interval(self, self.input.channels, low, high)
 
     @property
     def accumulator_width(self) -> int:

@@ -15,6 +15,7 @@ from hwgen.ir.ops.base import (
     check_output_shape,
     check_requant,
     check_same_format,
+    same_interval,
     union_width,
 )
 from hwgen.ir.ops.windows import inside_counts, windows
@@ -111,10 +112,14 @@ class AvgPool(_Pool):
     def accumulator_interval(self) -> tuple[Codes, Codes]:
         """Exact ``(low, high)`` of each channel's accumulator over all positions, int64
         ``(C,)``."""
-        taps = inside_counts(self.geometry) * self.multipliers
-        low = (taps * (self.input.minimum - self.input.zero)).min()
-        high = (taps * (self.input.maximum - self.input.zero)).max()
-        return np.full(self.input.channels, low), np.full(self.input.channels, high)
+        # Python integers: the least common multiple of many counts may be large.
+        inside = np.unique(
+            np.stack([inside_counts(self.geometry), self.counts]).reshape(2, -1), axis=1
+        )
+        taps = [int(t) * (self.divisor // int(c)) for t, c in inside.T]
+        ends = self.input.minimum - self.input.zero, self.input.maximum - self.input.zero
+        low, high = min(t * ends[0] for t in taps), max(t * ends[1] for t in taps)
+        return same_interval(self, self.input.channels, low, high)
 
     @property
     def accumulator_width(self) -> int:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from hwgen.ir.formats import TensorType
-from hwgen.ir.ops.base import Codes, Op, check_output_shape, check_requant, union_width
+from hwgen.ir.ops.base import (
+    Codes,
+    Op,
+    check_output_shape,
+    check_requant,
+    same_interval,
+    union_width,
+)
 from hwgen.ir.requant import Requant
 
 __all__ = ["Rescale"]
@@ -37,7 +42,7 @@ class Rescale(Op):
     def accumulator_interval(self) -> tuple[Codes, Codes]:
         """Exact ``(low, high)`` of each channel's accumulator, int64 ``(C,)``."""
         low, high = self.input.minimum - self.input.zero, self.input.maximum - self.input.zero
-        return np.full(self.input.channels, low), np.full(self.input.channels, high)
+        return same_interval(self, self.input.channels, low, high)
 
     @property
     def accumulator_width(self) -> int:
