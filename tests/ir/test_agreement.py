@@ -19,6 +19,7 @@ from benchmarks.golden_speed import golden_lenet
 from hwgen.ir import (
     AvgPool,
     Bias,
+    Concat,
     Conv,
     Flatten,
     Geometry,
@@ -33,7 +34,6 @@ from hwgen.ir import (
     mac_interval,
     signed_width,
 )
-from hwgen.ir.network import Network as NetworkClass
 from hwgen.ir.serial import LAYERS
 from quant.export_onnx import to_onnx
 from tests.ir import fake_quant, loops
@@ -308,6 +308,45 @@ def test_memory_is_bounded() -> None:
     assert done == sorted(set(done))
 
 
+def test_one_tensor_read_with_several_paddings() -> None:
+    """The border kept around a tensor is the widest that a reader wants; each takes its part."""
+    rng = np.random.default_rng(0)
+    kind = TensorType(shape=(2, 5, 6), width=4, signed=True, zero=1)
+    form = TensorType(shape=(2, 5, 6), width=8, signed=True)
+    rule = Requant(shift=(4,), low=(-128,), high=(127,))
+    shapes: list[tuple[tuple[int, int], tuple[int, int, int, int]]] = [
+        ((1, 1), (0, 0, 0, 0)),
+        ((3, 3), (1, 1, 1, 1)),
+        ((2, 4), (1, 0, 0, 3)),
+        ((4, 1), (0, 0, 3, 0)),
+    ]
+    ops: list[Op] = [
+        Conv(
+            name=f"conv{index}",
+            inputs=("input",),
+            input=kind,
+            weights=Weights(codes=rng.integers(-8, 8, (2, 2, *kernel)), width=4),
+            geometry=Geometry(height=5, width=6, kernel=kernel, padding=padding),
+            requant=rule,
+            output=form,
+        )
+        for index, (kernel, padding) in enumerate(shapes)
+    ]
+    ops.append(
+        Concat(
+            name="all",
+            inputs=tuple(op.name for op in ops),
+            types=(form,) * len(ops),
+            output=TensorType(shape=(8, 5, 6), width=8, signed=True),
+        )
+    )
+    network = Network(name="paddings", input=kind, ops=tuple(ops), output="all")
+    codes = random_codes(network, 9)
+    expected = loops.evaluate(network, codes)["all"]
+    assert np.array_equal(network.evaluate(codes), expected)
+    assert np.array_equal(run_onnx(network, codes)["all"], expected)
+
+
 def flat_chain(count: int) -> Network:
     """A flatten, then linear layers that hand accumulators on."""
     kind = TensorType(shape=(1, 2, 2), width=2, signed=False)
@@ -333,7 +372,7 @@ def flat_chain(count: int) -> Network:
                 output=output,
             )
         )
-    return NetworkClass(name="chain", input=kind, ops=tuple(ops), output=ops[-1].name)
+    return Network(name="chain", input=kind, ops=tuple(ops), output=ops[-1].name)
 
 
 def test_accumulators_grow_through_all_number_types() -> None:
