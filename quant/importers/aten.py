@@ -263,6 +263,7 @@ HANDLERS: dict[str, Handler] = {
     "cat": _cat,
     "clamp": _clip("min", "max"),
     "clamp_min": _clip("min", None),
+    "clip": _clip("min", "max"),
     "concat": _cat,
     "concatenate": _cat,
     "constant_pad_nd": _pad,

@@ -79,6 +79,15 @@ def _pair(values: Sequence[int], what: str) -> tuple[int, int]:
     return int(values[0]), int(values[1])
 
 
+def _check_pads(pads: Pads, kernel: tuple[int, int]) -> None:
+    if any(pad >= size for pad, size in zip(pads, kernel * 2, strict=True)):
+        raise RefusalError(
+            f"its padding {pads} (top, left, bottom, right) is not smaller than its"
+            f" {kernel[0]}x{kernel[1]} kernel, so a window could hold padding alone",
+            "use a larger kernel or less padding",
+        )
+
+
 def _no_negative_pads(pads: Pads) -> None:
     if min(pads) < 0:
         raise RefusalError(f"negative padding {pads} crops the image", "use padding of at least 0")
@@ -109,6 +118,7 @@ def conv(
         pads = _sum_pads(pads, x.pads)
         x = Ref(x.source)
     array = b.weights(weight)
+    _check_pads(pads, (array.shape[2], array.shape[3]))
     return b.add(
         Conv,
         name,
@@ -293,6 +303,7 @@ def pool(
     source = b.ref(x)
     if len(b.shapes[source]) != 3:
         raise BadNetwork(f"it needs an image (channels, height, width), not {b.shapes[source]}")
+    _check_pads(pads, size)
     geometry = Geometry(
         height=b.shapes[source][-2],
         width=b.shapes[source][-1],
@@ -301,8 +312,10 @@ def pool(
         padding=pads,
         ceil_mode=ceil_mode,
     )
-    # One spelling for one meaning: a ceil mode that adds no window is written False, and a padding
-    # count without padding True.
+    # One spelling for one meaning: a window of the whole image is a global pool, a ceil mode that
+    # adds no window is written False, and a padding count without padding True.
+    if size == (geometry.height, geometry.width) and not any(pads) and geometry.positions == 1:
+        return b.add(GlobalMaxPool if kind is MaxPool else GlobalAvgPool, name, source)
     adds_window = any(o > p for o, p in zip(geometry.overhang[2:], pads[2:], strict=True))
     made = {} if kind is MaxPool else {"count_include_pad": count_include_pad or not any(pads)}
     return b.add(

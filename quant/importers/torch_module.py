@@ -85,7 +85,10 @@ def _export(module: nn.Module, size: Shape) -> ExportedProgram:
     state = [*module.parameters(), *module.buffers()]
     floating = next((t for t in state if t.is_floating_point()), torch.zeros(()))
     example = torch.zeros((BATCH, *size), dtype=floating.dtype, device=floating.device)
-    with torch.no_grad():
+    # Warnings here are about torch's own internals and about speed, which matter to no graph.
+    with torch.no_grad(), warnings.catch_warnings():
+        for kind in (DeprecationWarning, FutureWarning, UserWarning):
+            warnings.simplefilter("ignore", kind)
         try:
             module(example)
         except Exception as error:  # a module may raise anything
@@ -94,11 +97,7 @@ def _export(module: nn.Module, size: Shape) -> ExportedProgram:
                 " check its layers and the input shape"
             ) from error
         try:
-            with warnings.catch_warnings():
-                # About torch's own internals, which the user cannot mend.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                warnings.simplefilter("ignore", FutureWarning)
-                return torch.export.export(module, (example,))
+            return torch.export.export(module, (example,))
         except Exception as error:  # torch.export raises many types, some private
             raise UnsupportedLayer(
                 f"the module runs but cannot be traced: {_first_line(error)}; its forward() must"
@@ -160,6 +159,8 @@ class _Reader:
             return self._getitem(node)
         try:
             call = self._bind(node, name)
+            if call.operator.startswith("_assert"):
+                return Hidden()  # a check that the traced shapes and types passed; has no result
             if any(isinstance(v, Hidden) for v in call.operands):
                 if call.operator not in HANDLERS and call.operator not in PASS_THROUGH:
                     raise RefusalError(
@@ -208,7 +209,7 @@ class _Reader:
 
     def _convert(self, node: fx.Node, call: Call) -> Value:
         seeded = torch.Tag.nondeterministic_seeded in node.target.tags  # type: ignore[union-attr]
-        if call.operands and all(isinstance(v, Constant) for v in call.operands) and not seeded:
+        if all(isinstance(v, Constant) for v in call.operands) and not seeded:
             return self._evaluate_constant(node)
         if call.operator in PASS_THROUGH:
             return call.operands[0]
