@@ -1,7 +1,8 @@
 """Folding: how many lanes each layer gets.
 
 Given a target of cycles per frame, every layer takes the cheapest lanes that meet it. Costs are in
-LUT equivalents and only rank the choices; what a design really costs, Yosys says.
+LUT equivalents, after ECP5 designs that Yosys mapped, and only rank the choices; what a design
+really costs, Yosys says.
 """
 
 from __future__ import annotations
@@ -68,11 +69,19 @@ def _window_cost(mode: WindowMode, geometry: Geometry, lanes: int, bits: int) ->
     rows, columns = geometry.kernel
     width = lanes * bits
     if mode is WindowMode.TAP:
-        return 120.0 + width
-    rotate = rows * width * rows / 2.0
+        return 250.0 + 4.0 * width
+    banks = 250.0 + 12.0 * rows * width  # memories, rotation and masks
     if mode is WindowMode.COLUMN:
-        return 160.0 + rotate
-    return 160.0 + rotate + rows * columns * width
+        return banks
+    return banks + rows * columns * width
+
+
+def converter_cost(lanes_in: int, lanes_out: int, bits: int) -> float:
+    """A width converter: shifts and multiplexers where one divides the other, else a barrel shifter."""
+    if lanes_in == lanes_out:
+        return 0.0
+    plain = lanes_in % lanes_out == 0 or lanes_out % lanes_in == 0
+    return 30.0 + (2.0 if plain else 7.0) * (lanes_in + lanes_out) * bits
 
 
 def conv_foldings(
@@ -102,8 +111,8 @@ def conv_foldings(
             words = walk.steps if mode is not WindowMode.FULL else 1
             writes = geometry.height * geometry.width * groups
             extra = _window_cost(mode, geometry, m, code_bits)
-            if source_lanes is not None and source_lanes != m:
-                extra += 2.0 * (source_lanes + m) * code_bits
+            if source_lanes is not None:
+                extra += converter_cost(source_lanes, m, code_bits)
             last = 0
             for out_lanes in range(1, outputs + 1):
                 folds = _up(outputs, out_lanes)
@@ -132,14 +141,17 @@ def linear_foldings(
     source_lanes: int,
     source_beats: int,
 ) -> Iterator[Folding]:
-    """All foldings of a linear layer; lanes other than the source's pay a converter."""
+    """All foldings of a linear layer; lanes other than the source's pay a converter.
+
+    ``source_lanes`` is 0 where the source's beats cannot be taken as they are.
+    """
     last_words = 0
     for n in range(1, elements + 1):
         words = _up(elements, n)
         if words == last_words and n != source_lanes:
             continue
         last_words = words
-        extra = 0.0 if n == source_lanes else 2.0 * (source_lanes + n) * code_bits
+        extra = converter_cost(source_lanes, n, code_bits) if source_lanes else 7.0 * n * code_bits
         last = 0
         for out_lanes in range(1, outputs + 1):
             folds = _up(outputs, out_lanes)
