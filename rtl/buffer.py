@@ -84,17 +84,15 @@ class OutputBuffer(wiring.Component):
         width = Shape.cast(self.shape).width
         entries = [Signal(width, name=f"entry_{k}", reset_less=True) for k in range(self.depth)]
         m.d.comb += self.o.payload.eq(entries[0])
+        fresh = self.w_data.as_value() if hasattr(self.w_data, "as_value") else self.w_data
         for k, entry in enumerate(entries):
-            fresh = self.w_data.as_value() if hasattr(self.w_data, "as_value") else self.w_data
-            # The entries below the level keep their beat, or move down when the oldest leaves.
-            if k + 1 < self.depth:
-                with m.If(taken):
-                    m.d.sync += entry.eq(Mux(level > k + 1, entries[k + 1], fresh))
-                with m.Elif(level <= k):
-                    m.d.sync += entry.eq(fresh)
-            else:
-                with m.If(taken | (level <= k)):
-                    m.d.sync += entry.eq(fresh)
+            # An entry loads when it is free or moves on: the beat above it if there is one, which
+            # there is not where it is free, so that the choice needs the level alone.
+            above = level > k + 1
+            with m.If(taken | (level <= k)):
+                m.d.sync += entry.eq(
+                    Mux(above, entries[k + 1], fresh) if entry is not entries[-1] else fresh
+                )
 
     def _ring(self, m: Module, taken: Signal) -> None:
         m.submodules.fifo = fifo = Memory(shape=self.shape, depth=self.depth, init=[])
