@@ -60,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        print(f"hwgen {arguments.command}: error: {error}; check the path and the free space", file=sys.stderr)
+        print(
+            f"hwgen {arguments.command}: error: {error}; check the path and the free space",
+            file=sys.stderr,
+        )
         return 2
     return status

@@ -83,7 +83,9 @@ def _model_arguments(part: argparse.ArgumentParser) -> None:
 
 
 def _quant_arguments(part: argparse.ArgumentParser) -> None:
-    part.add_argument("--bits", default="8", help="bits of weights and activations, or W/B/A; default 8")
+    part.add_argument(
+        "--bits", default="8", help="bits of weights and activations, or W/B/A; default 8"
+    )
     part.add_argument(
         "--layer-bits",
         action="append",
@@ -92,7 +94,9 @@ def _quant_arguments(part: argparse.ArgumentParser) -> None:
         help="bits of one layer, N or W/B/A; may be repeated",
     )
     part.add_argument(
-        "--calibration", default="mse", help="how ranges are found: mse (default), max or percentile"
+        "--calibration",
+        default="mse",
+        help="how ranges are found: mse (default), max or percentile",
     )
 
 
@@ -102,7 +106,9 @@ def _hardware_arguments(part: argparse.ArgumentParser) -> None:
     goal.add_argument("--fps", type=_above_zero, help="frames a second at the clock; default 1000")
     goal.add_argument("--cycles", type=_positive, help="cycles a frame, instead of --fps")
     goal.add_argument("--multipliers", type=_positive, help="most multipliers, instead of --fps")
-    part.add_argument("--clock-mhz", type=_above_zero, help="clock; the part's usual one by default")
+    part.add_argument(
+        "--clock-mhz", type=_above_zero, help="clock; the part's usual one by default"
+    )
     part.add_argument(
         "--pin",
         action="append",
@@ -110,7 +116,9 @@ def _hardware_arguments(part: argparse.ArgumentParser) -> None:
         metavar="LAYER=INxOUT",
         help="fix a layer's lanes; may be repeated",
     )
-    part.add_argument("--argmax", action="store_true", help="deliver the class instead of the outputs")
+    part.add_argument(
+        "--argmax", action="store_true", help="deliver the class instead of the outputs"
+    )
 
 
 def _dataset(arguments: Arguments) -> Dataset:
@@ -158,8 +166,9 @@ def _table(rows: Any, title: str | None = None) -> None:
 
 
 def _doctor(arguments: Arguments) -> int:
-    from hwgen.doctor import diagnose, table
     from rich.console import Console
+
+    from hwgen.doctor import diagnose, table
 
     statuses = diagnose()
     Console().print(table(statuses))
@@ -172,9 +181,15 @@ def _train_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
     part.add_argument("--epochs", type=_positive, help="the recipe's own by default")
     part.add_argument("--seed", type=_natural, default=0)
-    part.add_argument("--threads", type=_positive, help="threads of PyTorch; its own choice by default")
-    part.add_argument("--max-seconds", type=_above_zero, help="stop after that many seconds, to resume later")
-    part.add_argument("--no-resume", action="store_true", help="do not go on with an interrupted run")
+    part.add_argument(
+        "--threads", type=_positive, help="threads of PyTorch; its own choice by default"
+    )
+    part.add_argument(
+        "--max-seconds", type=_above_zero, help="stop after that many seconds, to resume later"
+    )
+    part.add_argument(
+        "--no-resume", action="store_true", help="do not go on with an interrupted run"
+    )
 
 
 def _train(arguments: Arguments) -> int:
@@ -204,7 +219,9 @@ def _quantize_arguments(part: argparse.ArgumentParser) -> None:
     _model_arguments(part)
     _data_arguments(part)
     _quant_arguments(part)
-    part.add_argument("--out", type=Path, required=True, help="folder for network.json and weights.npz")
+    part.add_argument(
+        "--out", type=Path, required=True, help="folder for network.json and weights.npz"
+    )
     part.add_argument("--onnx", type=Path, help="also write the integer network as ONNX")
 
 
@@ -258,12 +275,13 @@ def _evaluate(arguments: Arguments) -> int:
 def _generate_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("network", type=Path, help="folder of a saved integer network")
     _hardware_arguments(part)
-    part.add_argument("--out", type=Path, required=True, help="folder for the Verilog and dataflow.json")
+    part.add_argument(
+        "--out", type=Path, required=True, help="folder for the Verilog and dataflow.json"
+    )
 
 
 def _generate(arguments: Arguments) -> int:
-    from hwgen.flow.build import design_of
-    from hwgen.flow.steps import fold_network
+    from hwgen.flow.hardware import design_of, fold_network
     from hwgen.flow.table import describe_dataflow
     from hwgen.flow.workspace import Workspace
     from hwgen.ir.serial import load_network
@@ -293,18 +311,27 @@ def _build_arguments(part: argparse.ArgumentParser) -> None:
     _data_arguments(part)
     _quant_arguments(part)
     _hardware_arguments(part)
-    part.add_argument("--out", type=Path, required=True, help="folder for everything that is written")
-    part.add_argument("--images", type=_natural, default=20, help="test images for Verilator; default 20, 0: none")
     part.add_argument(
-        "--icarus-images", type=_natural, default=3, help="test images for Icarus, at most 3; default 3, 0: none"
+        "--out", type=Path, required=True, help="folder for everything that is written"
+    )
+    part.add_argument(
+        "--images", type=_natural, default=20, help="test images for Verilator; default 20, 0: none"
+    )
+    part.add_argument(
+        "--icarus-images",
+        type=_natural,
+        default=3,
+        help="test images for Icarus, at most 3; default 3, 0: none",
     )
     part.add_argument("--no-synth", action="store_true", help="leave synthesis out")
     part.add_argument("--no-pnr", action="store_true", help="leave place and route out")
-    part.add_argument("--seed", type=_natural, default=1, help="of gaps, stalls and placement; default 1")
+    part.add_argument(
+        "--seed", type=_natural, default=1, help="of gaps, stalls and placement; default 1"
+    )
 
 
 def _build(arguments: Arguments) -> int:
-    from hwgen.flow.build import BuildOptions, build
+    from hwgen.flow.pipeline import BuildOptions, build
     from hwgen.flow.report import summary_rows
     from sim.tools import Simulator
 
@@ -335,12 +362,21 @@ def _simulate_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("--data-dir", type=Path, help="folder of the data set's files")
     part.add_argument("--images", type=_positive, default=20, help="test images; default 20")
     part.add_argument(
-        "--simulator", choices=("icarus", "verilator"), default="verilator", help="default verilator"
+        "--simulator",
+        choices=("icarus", "verilator"),
+        default="verilator",
+        help="default verilator",
     )
-    part.add_argument("--gaps", type=float, default=0.3, help="share of cycles in which the source pauses")
-    part.add_argument("--stalls", type=float, default=0.3, help="share of cycles in which the sink is not ready")
+    part.add_argument(
+        "--gaps", type=float, default=0.3, help="share of cycles in which the source pauses"
+    )
+    part.add_argument(
+        "--stalls", type=float, default=0.3, help="share of cycles in which the sink is not ready"
+    )
     part.add_argument("--seed", type=_natural, default=0, help="of the gaps and stalls")
-    part.add_argument("--trace", type=Path, help="waveform to write, .vcd (Icarus) or .fst (Verilator)")
+    part.add_argument(
+        "--trace", type=Path, help="waveform to write, .vcd (Icarus) or .fst (Verilator)"
+    )
     part.add_argument("--json", type=Path, help="also write the figures as JSON")
 
 
@@ -399,11 +435,15 @@ def _synth(arguments: Arguments) -> int:
 def _explore_arguments(part: argparse.ArgumentParser) -> None:
     _model_arguments(part)
     _data_arguments(part)
-    part.add_argument("--bits", default="8,6,5,4", help="widths to sweep, with commas; default 8,6,5,4")
+    part.add_argument(
+        "--bits", default="8,6,5,4", help="widths to sweep, with commas; default 8,6,5,4"
+    )
     part.add_argument("--fps", default="1000,5000", help="frame rates to sweep; default 1000,5000")
     part.add_argument("--calibration", default="mse", help="mse (default), max or percentile")
     part.add_argument("--target", default="ecp5-85k", help="FPGA part; default ecp5-85k")
-    part.add_argument("--clock-mhz", type=_above_zero, help="clock; the part's usual one by default")
+    part.add_argument(
+        "--clock-mhz", type=_above_zero, help="clock; the part's usual one by default"
+    )
     part.add_argument("--pnr", action="store_true", help="place and route every point too")
     part.add_argument("--out", type=Path, required=True, help="folder for points.csv and the plot")
 
@@ -424,7 +464,9 @@ def _explore(arguments: Arguments) -> int:
         out=arguments.out,
         progress=_progress(),
     )
-    print(f"{len(points)} points: {arguments.out / 'points.csv'}, {arguments.out / 'accuracy-lut.png'}")
+    print(
+        f"{len(points)} points: {arguments.out / 'points.csv'}, {arguments.out / 'accuracy-lut.png'}"
+    )
     return 0
 
 
@@ -439,7 +481,9 @@ COMMANDS: tuple[Command, ...] = (
         arguments=_build_arguments,
         run=_build,
     ),
-    Command(name="train", help="Train a reference network.", arguments=_train_arguments, run=_train),
+    Command(
+        name="train", help="Train a reference network.", arguments=_train_arguments, run=_train
+    ),
     Command(
         name="quantize",
         help="Turn a float network into an integer network.",

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from hwgen.errors import BadInput
-from quant.checkpoints import load_checkpoint, load_model as load_module, shipped_checkpoint
+from quant.checkpoints import load_checkpoint, shipped_checkpoint
+from quant.checkpoints import load_model as load_module
 from quant.data.dataset import Dataset
 from quant.graph import FloatGraph
 from quant.importers import fold, import_onnx, import_torch

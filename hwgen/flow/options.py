@@ -111,7 +111,9 @@ def parse_pins(texts: Iterable[str]) -> dict[str, tuple[int, int]]:
         layer, _, lanes = text.partition("=")
         numbers = lanes.split("x")
         if not layer or len(numbers) != 2 or not all(n.isdecimal() and int(n) > 0 for n in numbers):
-            raise BadInput(f"a pin must look like LAYER=INxOUT with lanes of at least 1, not {text!r}")
+            raise BadInput(
+                f"a pin must look like LAYER=INxOUT with lanes of at least 1, not {text!r}"
+            )
         if layer in pins:
             raise BadInput(f"layer {layer} is pinned twice; keep one")
         pins[layer] = (int(numbers[0]), int(numbers[1]))
@@ -130,7 +132,9 @@ def parse_bits(text: str, base: LayerBits | None = None) -> LayerBits:
     """
     parts = text.split("/")
     if not all(p.isdecimal() for p in parts) or len(parts) not in (1, 3):
-        raise BadInput(f"bits must be a number from 1 to 16, or weights/biases/activations, not {text!r}")
+        raise BadInput(
+            f"bits must be a number from 1 to 16, or weights/biases/activations, not {text!r}"
+        )
     numbers = [int(p) for p in parts]
     if len(numbers) == 1:
         biases = (base or LayerBits()).biases

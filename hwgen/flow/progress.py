@@ -59,7 +59,12 @@ class Shown:
             self.console.print(f"{what}, {total} images ...", highlight=False)
             yield lambda done, total: None
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         with Bars(*columns, console=self.console) as bars:
             task = bars.add_task(what, total=total)
             yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -8,10 +8,11 @@ from typing import Any
 
 from hwgen.backends.rtl.design import Design
 from hwgen.errors import BadInput
-from hwgen.flow.build import open_build
+from hwgen.flow.hardware import cosimulate, generate, pnr_figures, synth_figures, synthesize
 from hwgen.flow.options import HardwareOptions
+from hwgen.flow.pipeline import open_build
 from hwgen.flow.progress import Progress, Silent
-from hwgen.flow.steps import cosimulate, generate, pnr_figures, synth_figures, synthesize, test_codes
+from hwgen.flow.steps import input_codes
 from hwgen.lower.dataflow import Dataflow
 from hwgen.targets import find_part
 from quant.datasets import load_dataset
@@ -64,7 +65,7 @@ def simulate_build(
     progress = progress or Silent()
     dataflow, design, _, name = load_design(folder)
     data = load_dataset(name, data_dir=data_dir)
-    codes = test_codes(dataflow.network, data, images)
+    codes = input_codes(dataflow.network, data, images)
     if len(codes) < images:
         raise BadInput(f"{name} has {len(codes)} test images, fewer than {images}; ask for fewer")
     kind = Simulator(simulator)

@@ -96,7 +96,9 @@ class Workspace:
         """
         value = _read(self.folder / name)
         if value is None:
-            raise BadInput(f"{self.folder} holds no readable {name}; it must be the folder of a build")
+            raise BadInput(
+                f"{self.folder} holds no readable {name}; it must be the folder of a build"
+            )
         return value
 
 

@@ -139,6 +139,7 @@ class Dataflow:
     def with_full_rate_buffers(self) -> Dataflow:
         """The same stages, each output buffer as deep as full rate needs."""
         stages = tuple(
-            replace(stage, out_depth=full_rate_depth(stage.latency, stage.spacing)) for stage in self.stages
+            replace(stage, out_depth=full_rate_depth(stage.latency, stage.spacing))
+            for stage in self.stages
         )
         return replace(self, stages=stages)

@@ -14,7 +14,7 @@ from hwgen.errors import BadInput, DoesNotFit
 from hwgen.ir.geometry import Geometry
 from hwgen.ir.walk import Walk, WindowMode
 
-__all__ = ["Folding", "conv_foldings", "cheapest", "linear_foldings", "pinned"]
+__all__ = ["Folding", "cheapest", "conv_foldings", "linear_foldings", "pinned"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,9 @@ def _up(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _array_cost(in_lanes: int, out_lanes: int, weight_bits: int, code_bits: int, acc_bits: int) -> float:
+def _array_cost(
+    in_lanes: int, out_lanes: int, weight_bits: int, code_bits: int, acc_bits: int
+) -> float:
     """Multipliers, adder trees, weight ports, and per output lane an accumulator and a requantiser."""
     product = weight_bits * code_bits
     multipliers = in_lanes * out_lanes * (product + weight_bits + code_bits + 8.0)
@@ -62,7 +64,9 @@ def _array_cost(in_lanes: int, out_lanes: int, weight_bits: int, code_bits: int,
 def window_lanes(mode: WindowMode, geometry: Geometry, lanes: int) -> int:
     """Elements a window delivers a step."""
     rows, columns = geometry.kernel
-    return lanes * {WindowMode.TAP: 1, WindowMode.COLUMN: rows, WindowMode.FULL: rows * columns}[mode]
+    return (
+        lanes * {WindowMode.TAP: 1, WindowMode.COLUMN: rows, WindowMode.FULL: rows * columns}[mode]
+    )
 
 
 def _window_cost(mode: WindowMode, geometry: Geometry, lanes: int, bits: int) -> float:
@@ -224,7 +228,9 @@ def pinned(
             cost=best.cost,
         )
     # A converter sits behind the window: the window must deliver a position's elements in time.
-    options = [f for f in candidates if f.out_lanes == outputs]  # one fold: cycles are the window's own
+    options = [
+        f for f in candidates if f.out_lanes == outputs
+    ]  # one fold: cycles are the window's own
     best = min(options, key=lambda f: (max(f.cycles, work), f.cost))
     return Folding(
         in_lanes=in_lanes,

@@ -22,12 +22,21 @@ from hwgen.ir.ops import (
     MacOp,
     MaxPool,
     Op,
+)
+from hwgen.ir.ops import (
     Rescale as RescaleOp,
 )
 from hwgen.ir.requant import Requant
 from hwgen.ir.walk import Walk, WindowMode
 from hwgen.lower.dataflow import Dataflow, TensorStream
-from hwgen.lower.folding import Folding, cheapest, conv_foldings, linear_foldings, pinned, window_lanes
+from hwgen.lower.folding import (
+    Folding,
+    cheapest,
+    conv_foldings,
+    linear_foldings,
+    pinned,
+    window_lanes,
+)
 from hwgen.lower.order import flatten_order, fold_bias, fold_weights, pack_words, window_order
 from hwgen.lower.stages import (
     Argmax,
@@ -77,7 +86,9 @@ def check_buildable(network: Network) -> None:
     if flat_from is not None:
         problems.append(f"layer {flat_from} (Flatten): a flatten at the end; remove it")
     if network.output != previous:
-        problems.append(f"output {network.output}: it must be the last layer {previous}; remove the rest")
+        problems.append(
+            f"output {network.output}: it must be the last layer {previous}; remove the rest"
+        )
     if problems:
         raise UnsupportedLayer("no hardware can be built for:\n  " + "\n  ".join(problems))
 
@@ -148,7 +159,14 @@ class _Chain:
         )
 
     def window(
-        self, op: Op, name: str, geometry: Geometry, mode: WindowMode, *, pad_code: int, group_major: bool
+        self,
+        op: Op,
+        name: str,
+        geometry: Geometry,
+        mode: WindowMode,
+        *,
+        pad_code: int,
+        group_major: bool,
     ) -> Walk:
         """Put a window stage behind the last stage, with a ring that never limits it."""
         walk = Walk(geometry=geometry, mode=mode, groups=self.groups)
@@ -179,7 +197,9 @@ class _Chain:
         self.streams.append(TensorStream(stage=self.stages[-1].name, tensor=op.name, layout=layout))
 
 
-def _mac(chain: _Chain, op: MacOp, folding: Folding, order: np.ndarray, vectors: int, elements: int) -> None:
+def _mac(
+    chain: _Chain, op: MacOp, folding: Folding, order: np.ndarray, vectors: int, elements: int
+) -> None:
     name = f"{module_name(op.name)}_mac"
     bias = np.zeros(op.out_channels, dtype=np.int64)
     if op.bias is not None:
@@ -285,7 +305,9 @@ def _linear(chain: _Chain, op: Linear) -> None:
         folding = cheapest(op.name, candidates, chain.target)
     aligned = elements == channels or channels % chain.lanes == 0
     if folding.in_lanes != chain.lanes or not aligned:
-        chain.convert(f"{module_name(op.name)}_lanes", op.name, folding.in_lanes, channels, elements)
+        chain.convert(
+            f"{module_name(op.name)}_lanes", op.name, folding.in_lanes, channels, elements
+        )
     order = pack_words(flatten_order(shape), folding.in_lanes)
     _mac(chain, op, folding, order, 1, elements)
     chain.flattened = None
@@ -347,7 +369,9 @@ def _of_codes(requant: Requant, zero: int, taps: int = 1) -> Requant:
 def _pool_lanes(chain: _Chain, geometry: Geometry, channels: int) -> tuple[WindowMode, int]:
     """Cheapest window mode and lanes that meet the target, else the fastest."""
     options = [(WindowMode.TAP, chain.lanes), (WindowMode.COLUMN, chain.lanes)]
-    options += [(mode, channels) for mode in (WindowMode.TAP, WindowMode.COLUMN) if chain.lanes != channels]
+    options += [
+        (mode, channels) for mode in (WindowMode.TAP, WindowMode.COLUMN) if chain.lanes != channels
+    ]
     best: tuple[int, WindowMode, int] | None = None
     for mode, lanes in options:
         walk = Walk(geometry=geometry, mode=mode, groups=-(-channels // lanes))
@@ -436,7 +460,9 @@ def build_stages(network: Network, *, target: int, pins: Pins, argmax: bool, nam
 def _argmax(chain: _Chain) -> None:
     elements = chain.tensor.channels
     if chain.tensor.pixels != 1:
-        raise BadInput(f"argmax needs a vector of classes, not the shape {chain.tensor.shape}; leave it off")
+        raise BadInput(
+            f"argmax needs a vector of classes, not the shape {chain.tensor.shape}; leave it off"
+        )
     width = Fixed(width=max(1, (elements - 1).bit_length()), frac=0, signed=False).width
     chain.stages.append(
         Argmax(

@@ -36,7 +36,9 @@ def window_order(walk: Walk, channels: int, lanes: int) -> Index:
     if walk.mode is WindowMode.TAP:
         return flat.reshape(rows * columns * walk.groups, lanes)
     if walk.mode is WindowMode.COLUMN:
-        return np.ascontiguousarray(flat.transpose(1, 2, 0, 3)).reshape(columns * walk.groups, rows * lanes)
+        return np.ascontiguousarray(flat.transpose(1, 2, 0, 3)).reshape(
+            columns * walk.groups, rows * lanes
+        )
     return np.ascontiguousarray(flat.transpose(2, 0, 1, 3)).reshape(1, rows * columns * lanes)
 
 
@@ -45,7 +47,9 @@ def flatten_order(shape: tuple[int, ...]) -> Index:
     size = int(np.prod(shape))
     if len(shape) == 1:
         return np.arange(size, dtype=np.int64)
-    return np.ascontiguousarray(np.arange(size, dtype=np.int64).reshape(shape).transpose(1, 2, 0)).reshape(-1)
+    return np.ascontiguousarray(
+        np.arange(size, dtype=np.int64).reshape(shape).transpose(1, 2, 0)
+    ).reshape(-1)
 
 
 def pack_words(elements: Index, lanes: int) -> Index:

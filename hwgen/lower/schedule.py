@@ -194,7 +194,9 @@ def _march(states: dict[str, _Running]) -> None:
     stuck = [s for s in states.values() if s.done < s.total]
     if stuck:
         names = ", ".join(f"{s.actor.name} at step {s.done % s.actor.steps}" for s in stuck)
-        raise BadNetwork(f"the dataflow deadlocks: a buffer is too small for {names}; enlarge its depth")
+        raise BadNetwork(
+            f"the dataflow deadlocks: a buffer is too small for {names}; enlarge its depth"
+        )
 
 
 def _evaluate(actors: tuple[Actor, ...], frames: int, *, march: bool) -> dict[str, Index]:
@@ -203,7 +205,9 @@ def _evaluate(actors: tuple[Actor, ...], frames: int, *, march: bool) -> dict[st
         state.bind(running, frames)
     if not _sweep(running):
         if not march:
-            raise BadNetwork("the stages of the dataflow wait for each other too often to be worth solving")
+            raise BadNetwork(
+                "the stages of the dataflow wait for each other too often to be worth solving"
+            )
         _march(running)
     return {name: state.time.reshape(frames, -1) for name, state in running.items()}
 

@@ -9,8 +9,8 @@ from hwgen.errors import BadInput, BadNetwork, DoesNotFit
 from hwgen.ir.network import Network
 from hwgen.ir.walk import WindowMode
 from hwgen.lower.dataflow import Dataflow
-from hwgen.lower.schedule import solve
 from hwgen.lower.lowering import build_stages, module_name
+from hwgen.lower.schedule import solve
 from hwgen.lower.stages import Mac, Stage, Window
 
 __all__ = ["lower", "lower_to_multipliers", "shrink_rings"]
@@ -60,7 +60,9 @@ def lower(
     best: Dataflow | None = None
     for _ in range(6):
         try:
-            dataflow = build_stages(network, target=target, pins=pins or {}, argmax=argmax, name=top)
+            dataflow = build_stages(
+                network, target=target, pins=pins or {}, argmax=argmax, name=top
+            )
         except DoesNotFit:
             if best is None:
                 raise

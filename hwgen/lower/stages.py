@@ -16,7 +16,17 @@ from hwgen.ir.timing import MEMORY_READ, MULTIPLY, accumulate_latency, requant_l
 from hwgen.ir.walk import Walk, WindowMode
 from hwgen.lower.schedule import Actor, Need, shifted
 
-__all__ = ["Argmax", "Beat", "Mac", "Reduce", "Rescale", "Stage", "StreamIn", "WidthConvert", "Window"]
+__all__ = [
+    "Argmax",
+    "Beat",
+    "Mac",
+    "Reduce",
+    "Rescale",
+    "Stage",
+    "StreamIn",
+    "WidthConvert",
+    "Window",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -321,10 +331,16 @@ class Mac(Stage):
         makes = np.arange(words - 1, steps, words, dtype=np.int64)
         return (
             Actor(
-                name=write, steps=taken, takes=_every(taken), needs=(Need(source=issue, index=freed, lag=1),)
+                name=write,
+                steps=taken,
+                takes=_every(taken),
+                needs=(Need(source=issue, index=freed, lag=1),),
             ),
             Actor(
-                name=issue, steps=steps, makes=makes, needs=(Need(source=write, index=needed, lag=1),)
+                name=issue,
+                steps=steps,
+                makes=makes,
+                needs=(Need(source=write, index=needed, lag=1),),
             ),
         )
 
@@ -362,7 +378,11 @@ class Reduce(Stage):
 
     def actors(self) -> tuple[Actor, ...]:
         makes = np.arange(self.steps - 1, self.frame, self.steps, dtype=np.int64)
-        return (Actor(name=f"{self.name}.take", steps=self.frame, takes=_every(self.frame), makes=makes),)
+        return (
+            Actor(
+                name=f"{self.name}.take", steps=self.frame, takes=_every(self.frame), makes=makes
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -383,4 +403,8 @@ class Argmax(Stage):
     def actors(self) -> tuple[Actor, ...]:
         per = -(-self.elements // self.i.lanes)
         makes = np.arange(per - 1, self.frame, per, dtype=np.int64)
-        return (Actor(name=f"{self.name}.take", steps=self.frame, takes=_every(self.frame), makes=makes),)
+        return (
+            Actor(
+                name=f"{self.name}.take", steps=self.frame, takes=_every(self.frame), makes=makes
+            ),
+        )

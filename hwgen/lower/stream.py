@@ -31,7 +31,9 @@ class StreamLayout:
 
     def __post_init__(self) -> None:
         if not 1 <= self.lanes <= self.tensor.channels:
-            raise BadInput(f"lanes must be 1 to {self.tensor.channels}, the channels, not {self.lanes}")
+            raise BadInput(
+                f"lanes must be 1 to {self.tensor.channels}, the channels, not {self.lanes}"
+            )
 
     @property
     def groups(self) -> int:
@@ -54,7 +56,9 @@ class StreamLayout:
     def unpack(self, beats: NDArray[np.int64]) -> NDArray[np.int64]:
         """Beats of whole frames ``(N * beats, lanes)`` to codes ``(N, *shape)``."""
         n = beats.shape[0] // self.beats
-        full = beats.reshape(n, self.tensor.pixels, self.groups * self.lanes)[:, :, : self.tensor.channels]
+        full = beats.reshape(n, self.tensor.pixels, self.groups * self.lanes)[
+            :, :, : self.tensor.channels
+        ]
         return np.ascontiguousarray(full.transpose(0, 2, 1)).reshape(n, *self.tensor.shape)
 
     def locate(self, beat: int, lane: int) -> tuple[int, int, int, int]:
@@ -96,7 +100,9 @@ class AxiPort:
         beats = np.zeros((data.shape[0], self.layout.lanes), dtype=np.int64)
         for lane in range(self.layout.lanes):
             for byte in range(self.lane_bytes):
-                beats[:, lane] |= data[:, lane * self.lane_bytes + byte].astype(np.int64) << (8 * byte)
+                beats[:, lane] |= data[:, lane * self.lane_bytes + byte].astype(np.int64) << (
+                    8 * byte
+                )
         if self.layout.tensor.signed:
             sign = np.int64(1) << (8 * self.lane_bytes - 1)
             beats = (beats ^ sign) - sign

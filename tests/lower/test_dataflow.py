@@ -34,7 +34,8 @@ def test_stages_compute_the_network(first: int) -> None:
         try:
             check_buildable(network)
         except UnsupportedLayer as error:
-            assert "zero point" in str(error)  # the one form of these networks without hardware
+            if "zero point" not in str(error):  # the one form of these networks without hardware
+                raise
             continue
         built += 1
         rng = np.random.default_rng(seed)

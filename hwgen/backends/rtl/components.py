@@ -8,7 +8,17 @@ from typing import Any
 from amaranth.hdl import Shape
 from amaranth.lib import wiring
 
-from hwgen.lower.stages import Argmax, Beat, Mac, Reduce, Rescale, Stage, StreamIn, WidthConvert, Window
+from hwgen.lower.stages import (
+    Argmax,
+    Beat,
+    Mac,
+    Reduce,
+    Rescale,
+    Stage,
+    StreamIn,
+    WidthConvert,
+    Window,
+)
 from rtl import argmax, axi, convert, mac, reduce, rescale, window
 
 __all__ = ["COMPONENTS", "component"]
@@ -24,7 +34,12 @@ def _stream_in(stage: StreamIn) -> wiring.Component:
 
 def _rescale(stage: Rescale) -> wiring.Component:
     return rescale.Rescale(
-        _shape(stage.i), stage.i.lanes, stage.groups, stage.requant, _shape(stage.o), stage.out_depth
+        _shape(stage.i),
+        stage.i.lanes,
+        stage.groups,
+        stage.requant,
+        _shape(stage.o),
+        stage.out_depth,
     )
 
 
@@ -42,7 +57,12 @@ def _window(stage: Window) -> wiring.Component:
 
 def _convert(stage: WidthConvert) -> wiring.Component:
     return convert.WidthConverter(
-        _shape(stage.i), stage.i.lanes, stage.o.lanes, stage.vector_in, stage.vector_out, stage.out_depth
+        _shape(stage.i),
+        stage.i.lanes,
+        stage.o.lanes,
+        stage.vector_in,
+        stage.vector_out,
+        stage.out_depth,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from amaranth.hdl import ClockDomain, ClockSignal, Module, ResetSignal, Shape
@@ -66,7 +67,7 @@ class Top(wiring.Component):
         parts = [component(stage) for stage in stages]
         for stage, part in zip(stages, parts, strict=True):
             m.submodules[stage.name] = part
-        for source, sink in zip(parts, parts[1:], strict=False):
+        for source, sink in pairwise(parts):
             wiring.connect(m, source.o, sink.i)
         last = stages[-1].o
         m.submodules.stream_out = out = AxiStreamOut(

@@ -9,25 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from hwgen.backends.rtl.design import Design
-from hwgen.cost.audit import audit
-from hwgen.cost.lint import lint
 from hwgen.errors import BadInput
-from hwgen.flow.facts import audit_facts
-from hwgen.flow.model import Model
+from hwgen.flow.hardware import (
+    cosimulate,
+    design_of,
+    fold_network,
+    pnr_figures,
+    synth_figures,
+    synthesize,
+)
+from hwgen.flow.model import Model, fit_images
 from hwgen.flow.options import HardwareOptions
 from hwgen.flow.progress import Progress, Silent
 from hwgen.flow.report import describe_layers, markdown
-from hwgen.flow.steps import (
-    cosimulate,
-    fold_network,
-    generate,
-    integer_accuracy,
-    pnr_figures,
-    quantize,
-    synth_figures,
-    synthesize,
-    test_codes,
-)
+from hwgen.flow.steps import integer_accuracy, quantize, input_codes
 from hwgen.flow.table import describe_dataflow
 from hwgen.flow.workspace import Workspace, digest
 from hwgen.ir.network import Network
@@ -37,7 +32,7 @@ from quant.config import QuantConfig
 from quant.data.dataset import Dataset
 from sim.tools import Simulator
 
-__all__ = ["BuildOptions", "build", "design_of", "open_build"]
+__all__ = ["BuildOptions", "build", "build_network", "open_build"]
 
 RECORD = "build.json"
 SCHEMA = 1
@@ -67,33 +62,6 @@ class BuildOptions:
     synth: bool = True
     pnr: bool = True
     seed: int = 1
-
-
-def design_of(dataflow: Dataflow, workspace: Workspace) -> tuple[Design, list[str]]:
-    """Generate the Verilog, write it, lint it and read it back against the dataflow.
-
-    Returns
-    -------
-    design : Design
-    checks : list of str
-        What was checked, for the report.
-
-    Raises
-    ------
-    Mismatch
-        If the text that was read back differs from the dataflow.
-    """
-    design = generate(dataflow)
-    workspace.text(f"rtl/{design.top}.v", design.verilog)
-    key = digest("audit", 1, design.verilog)
-
-    def check() -> dict[str, Any]:
-        report = audit(design.verilog, audit_facts(dataflow))
-        lint(design.verilog, design.top)
-        return {"result": {"checked": report.summary}}
-
-    done = workspace.step("audit", key, check)
-    return design, [done["checked"], "verilator --lint-only -Wall: no warning outside the waived rules"]
 
 
 def _record(dataflow: Dataflow, options: HardwareOptions, data: str) -> dict[str, Any]:
@@ -155,12 +123,18 @@ def simulate_step(
     """Co-simulate the test images, one step a simulator; results for ``cosim`` and what was measured."""
     out: dict[str, Any] = {"cosim": {}}
     for simulator, count in options.images.items():
-        codes = test_codes(dataflow.network, data, count)
+        codes = input_codes(dataflow.network, data, count)
         if len(codes) < count:
-            raise BadInput(f"{data.name} has {len(codes)} test images, fewer than {count}; ask for fewer")
-        key = digest("cosim", 1, design.verilog, simulator.value, codes.tobytes().hex(), options.seed)
+            raise BadInput(
+                f"{data.name} has {len(codes)} test images, fewer than {count}; ask for fewer"
+            )
+        key = digest(
+            "cosim", 1, design.verilog, simulator.value, codes.tobytes().hex(), options.seed
+        )
 
-        def run(simulator: Simulator = simulator, count: int = count, codes: Any = codes) -> dict[str, Any]:
+        def run(
+            simulator: Simulator = simulator, count: int = count, codes: Any = codes
+        ) -> dict[str, Any]:
             with progress.bar(f"simulate in {simulator.value}", count) as advance:
                 (outcome,) = cosimulate(
                     dataflow,
@@ -168,7 +142,7 @@ def simulate_step(
                     codes,
                     images={simulator: count},
                     seed=options.seed,
-                    progress=lambda _, done, total: advance(done, total),
+                    progress=lambda _, frames, total: advance(frames, total),
                 )
             outcome.check()
             bulk = outcome.bulk
@@ -185,9 +159,9 @@ def simulate_step(
             }
             return {"result": {"cosim": result, "measured": measured}, "timing": timing}
 
-        done = workspace.step(f"cosim.{simulator.value}", key, run)
-        out["cosim"][simulator.value] = done["cosim"]
-        for name, value in done["measured"].items():
+        outcome = workspace.step(f"cosim.{simulator.value}", key, run)
+        out["cosim"][simulator.value] = outcome["cosim"]
+        for name, value in outcome["measured"].items():
             if value is not None:
                 out.setdefault("measured", {})[name] = value
     return out
@@ -199,7 +173,9 @@ def synth_step(
     """Synthesis and place and route: ``synth`` and, where there is one, ``pnr``."""
     hardware = options.hardware
     want_pnr = options.pnr and hardware.target.placeable
-    key = digest("synth", 1, design.verilog, hardware.target.name, hardware.clock_mhz, want_pnr, options.seed)
+    key = digest(
+        "synth", 1, design.verilog, hardware.target.name, hardware.clock_mhz, want_pnr, options.seed
+    )
 
     def run() -> dict[str, Any]:
         with progress.spinner(f"synthesise for {hardware.target.name}"):
@@ -239,7 +215,9 @@ def _notes(report: dict[str, Any], hardware: HardwareOptions) -> list[str]:
             f" --clock-mhz {int(fmax)} folds for what it reaches"
         )
     if fmax is not None and hardware.fps is not None and report["fps"] < hardware.fps:
-        notes.append(f"{report['fps']:,.0f} frames a second are fewer than the {hardware.fps:,.0f} asked for")
+        notes.append(
+            f"{report['fps']:,.0f} frames a second are fewer than the {hardware.fps:,.0f} asked for"
+        )
     return notes
 
 
@@ -305,7 +283,9 @@ def build_network(
     with progress.spinner("evaluate"):
         accuracy: dict[str, float] = {}
         if model is not None:
-            accuracy["float"] = model.accuracy(_cropped(model, data), data.test_labels)
+            accuracy["float"] = model.accuracy(
+                fit_images(data.test_images, model), data.test_labels
+            )
         accuracy["integer"] = integer_accuracy(network, data)
     workspace.timed("evaluate", begun)
     begun = time.perf_counter()
@@ -338,9 +318,3 @@ def build_network(
     workspace.text("report.md", markdown(report))
     workspace.save_timing()
     return report
-
-
-def _cropped(model: Model, data: Dataset) -> Any:
-    from hwgen.flow.model import fit_images
-
-    return fit_images(data.test_images, model)
