@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -213,20 +215,31 @@ class TapRing(wiring.Component):
     word : shape-like
     depth : int
         Words.
+    pad : int
+        Word outside the image, as bits.
 
     Members
     -------
     w_en, w_data : ``In(1)``, ``In(word)``
     r_addr : ``In(range(depth))``
+    outside : ``In(1)``
+        Whether the address of the cycle before lies outside the image.
     r_data : ``Out(word)``
-        Of the address of the cycle before.
+        Of the address two cycles ago, from registers through one level of gates.
     """
 
-    def __init__(self, word: ShapeLike, depth: int) -> None:
+    def __init__(self, word: ShapeLike, depth: int, pad: int) -> None:
         self.word = word
         self.depth = depth
+        self.pad = pad
         super().__init__(
-            {"w_en": In(1), "w_data": In(word), "r_addr": In(range(depth)), "r_data": Out(word)}
+            {
+                "w_en": In(1),
+                "w_data": In(word),
+                "r_addr": In(range(depth)),
+                "outside": In(1),
+                "r_data": Out(word),
+            }
         )
 
     def elaborate(self, platform: object) -> Any:
@@ -235,14 +248,22 @@ class TapRing(wiring.Component):
         w_addr = Signal(range(self.depth))
         with m.If(self.w_en):
             m.d.sync += w_addr.eq(Mux(w_addr == self.depth - 1, 0, w_addr + 1))
+        bits = Shape.cast(self.word).width
+        word, outside = Signal(bits, name="word", reset_less=True), Signal(reset_less=True)
+        m.d.sync += [word.eq(as_bits(ring.r_data)), outside.eq(self.outside)]
         m.d.comb += [
             ring.w_en.eq(self.w_en),
             ring.w_addr.eq(w_addr),
             ring.w_data.eq(self.w_data),
             ring.r_addr.eq(self.r_addr),
-            self.r_data.eq(ring.r_data),
+            as_bits(self.r_data).eq(Mux(outside, Const(self.pad, bits), word)),
         ]
         return m
+
+
+def as_bits(value: Any) -> Any:
+    """The bits of a value or of a view."""
+    return value.as_value() if hasattr(value, "as_value") else value
 
 
 class BankedRing(wiring.Component):
@@ -251,6 +272,9 @@ class BankedRing(wiring.Component):
     Image row ``r``, counted over all frames, lies in bank ``r % banks``, slot ``r // banks`` modulo
     the slots. The kernel's top row lies in bank ``turn`` and slot ``s``; so the banks below
     ``turn`` hold their row of the kernel in slot ``s + 1``.
+
+    Behind each bank stands a register, because a block memory is slow; turning and masking, one
+    AND-OR, come after it. ``r_data`` goes straight into the output buffer.
 
     Parameters
     ----------
@@ -261,6 +285,8 @@ class BankedRing(wiring.Component):
         Words of an image row.
     slots : int
         Image rows in a bank.
+    pad : int
+        Word outside the image, as bits.
 
     Members
     -------
@@ -268,15 +294,18 @@ class BankedRing(wiring.Component):
     turn : ``In(range(banks))``
     low, high : ``In(range(slots * row_words))``
         Addresses in slots ``s`` and ``s + 1``.
+    outside : ``In(banks)``
+        Which kernel rows of the addresses of the cycle before lie outside the image.
     r_data : ``Out(ArrayLayout(word, banks))``
-        Kernel rows, top first, of the addresses of the cycle before.
+        Kernel rows, top first, of the addresses two cycles ago.
     """
 
-    def __init__(self, word: ShapeLike, banks: int, row_words: int, slots: int) -> None:
+    def __init__(self, word: ShapeLike, banks: int, row_words: int, slots: int, pad: int) -> None:
         self.word = word
         self.banks = banks
         self.row_words = row_words
         self.slots = slots
+        self.pad = pad
         super().__init__(
             {
                 "w_en": In(1),
@@ -284,32 +313,42 @@ class BankedRing(wiring.Component):
                 "turn": In(range(banks)),
                 "low": In(range(slots * row_words)),
                 "high": In(range(slots * row_words)),
+                "outside": In(banks),
                 "r_data": Out(data.ArrayLayout(word, banks)),
             }
         )
 
     def elaborate(self, platform: object) -> Any:
         m = Module()
-        depth = self.slots * self.row_words
         w_bank, w_addr = self._write_place(m)
-        read = []
+        bits = Shape.cast(self.word).width
+        words = []
         for b in range(self.banks):
-            bank = Ram(self.word, depth)
+            bank = Ram(self.word, self.slots * self.row_words)
             m.submodules[f"bank{b}_ring"] = bank
+            word = Signal(bits, name=f"word_{b}", reset_less=True)
             m.d.comb += [
                 bank.w_en.eq(self.w_en & w_bank[b]),
                 bank.w_addr.eq(w_addr),
                 bank.w_data.eq(self.w_data),
                 bank.r_addr.eq(Mux(self.turn > b, self.high, self.low)),
             ]
-            read.append(bank.r_data)
-        turn = Signal(range(self.banks), name="turn_read")
+            m.d.sync += word.eq(as_bits(bank.r_data))
+            words.append(word)
+        turn = Signal(range(self.banks), name="turn_read", reset_less=True)
         m.d.sync += turn.eq(self.turn)
         for ky in range(self.banks):
-            with m.Switch(turn):
-                for t in range(self.banks):
-                    with m.Default() if t == self.banks - 1 else m.Case(t):
-                        m.d.comb += self.r_data[ky].eq(read[(t + ky) % self.banks])
+            # One-hot, the pad code included, so that turning and masking are a single AND-OR.
+            source = Signal(self.banks + 1, name=f"source_{ky}", reset_less=True)
+            inside = ~self.outside[ky]
+            m.d.sync += source[-1].eq(~inside)
+            m.d.sync += [
+                source[b].eq(inside & (turn == (b - ky) % self.banks)) for b in range(self.banks)
+            ]
+            terms = [Mux(source[b], word, 0) for b, word in enumerate(words)]
+            if self.pad:
+                terms.append(Mux(source[-1], Const(self.pad, bits), 0))
+            m.d.comb += as_bits(self.r_data[ky]).eq(reduce(or_, terms))
         return m
 
     def _write_place(self, m: Module) -> tuple[Any, Any]:

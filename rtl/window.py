@@ -16,7 +16,8 @@ from hwgen.ir.walk import Walk, WindowMode
 from rtl.address import Loop, LoopNest, RingAddress, held, level_deltas, select
 from rtl.buffer import OutputBuffer
 from rtl.requant import interval_shape
-from rtl.ring import BankedRing, RingLevel, TapRing
+from rtl.rescale import delayed
+from rtl.ring import BankedRing, RingLevel, TapRing, as_bits
 
 __all__ = ["Window"]
 
@@ -26,8 +27,8 @@ class Window(wiring.Component):
 
     Its actors, their steps and what each needs are those of the design page: writing needs room in
     the ring; a step needs that the last pixel of its segment was written in an earlier cycle, and
-    a credit where it delivers. Words leave ``MEMORY_READ`` cycles later: the ring's own register,
-    then one behind the turning of banks and the masking of taps outside the image.
+    a credit where it delivers. Words leave ``MEMORY_READ`` cycles later: the memory's own
+    register, then one more; turning of banks and masking of taps outside the image come after it.
 
     Parameters
     ----------
@@ -146,12 +147,12 @@ class Window(wiring.Component):
             buffer.reserve.eq(step & emits),
         ]
         wiring.connect(m, wiring.flipped(self.o), buffer.o)
-        outside = self._outside(m, step, nest)
+        outside = Cat(self._outside(m, step, nest))
         if self.walk.mode is WindowMode.TAP:
-            words = [self._tap_ring(m, write, step, nest)]
+            words = [self._tap_ring(m, write, step, nest, outside)]
         else:
-            words = self._banked_ring(m, write, step, nest)
-        self._deliver(m, words, outside, step, emits, buffer)
+            words = self._banked_ring(m, write, step, nest, outside)
+        self._deliver(m, words, step, emits, buffer)
         return m
 
     def _strides(self, per_column: int, per_row: int, per_tap_row: int = 0) -> dict[str, int]:
@@ -241,7 +242,7 @@ class Window(wiring.Component):
             flags.append(flag)
         return flags
 
-    def _tap_ring(self, m: Module, write: Any, step: Any, nest: LoopNest) -> Any:
+    def _tap_ring(self, m: Module, write: Any, step: Any, nest: LoopNest, outside: Any) -> Any:
         g, groups = self.walk.geometry, self.walk.groups
         strides = self._strides(groups, groups * g.width, groups * g.width) | {"group": 1}
         frame = g.height * g.width * groups
@@ -251,17 +252,20 @@ class Window(wiring.Component):
             level_deltas(self.loops, strides, frame),
             nest.first_move,
         )
-        m.submodules.ring = ring = TapRing(self.i.payload.shape(), self.depth)
+        m.submodules.ring = ring = TapRing(self.i.payload.shape(), self.depth, self._pad_word)
         m.d.comb += [
             address.step.eq(step),
             address.moves.eq(nest.moves),
             ring.w_en.eq(write),
             ring.w_data.eq(self.i.payload),
             ring.r_addr.eq(address.address),
+            ring.outside.eq(outside),
         ]
         return ring.r_data
 
-    def _banked_ring(self, m: Module, write: Any, step: Any, nest: LoopNest) -> list[Any]:
+    def _banked_ring(
+        self, m: Module, write: Any, step: Any, nest: LoopNest, outside: Any
+    ) -> list[Any]:
         g, groups = self.walk.geometry, self.walk.groups
         banks, row_words = g.kernel[0], g.width * groups
         slots = self.depth // banks
@@ -277,7 +281,9 @@ class Window(wiring.Component):
         if first >= len(self.loops) - 1:
             k = first - (len(self.loops) - 1)
             first += k + int(turn + jumps[k] % banks >= banks)
-        m.submodules.ring = ring = BankedRing(self.i.payload.shape(), banks, row_words, slots)
+        m.submodules.ring = ring = BankedRing(
+            self.i.payload.shape(), banks, row_words, slots, self._pad_word
+        )
         for name, ahead in (("low", 0), ("high", 1)):
             if ahead and (banks == 1 or slots == 1):
                 m.d.comb += ring.high.eq(ring.low)
@@ -290,7 +296,12 @@ class Window(wiring.Component):
                 address.moves.eq(moves),
                 getattr(ring, name).eq(address.address),
             ]
-        m.d.comb += [ring.w_en.eq(write), ring.w_data.eq(self.i.payload), ring.turn.eq(now)]
+        m.d.comb += [
+            ring.w_en.eq(write),
+            ring.w_data.eq(self.i.payload),
+            ring.turn.eq(now),
+            ring.outside.eq(outside),
+        ]
         return [ring.r_data[ky] for ky in range(banks)]
 
     def _turns(
@@ -325,32 +336,30 @@ class Window(wiring.Component):
         split = [row & ~turned[0], row & turned[0], frame & ~turned[1], frame & turned[1]]
         return Cat(nest.moves[:inner], *split), now
 
+    @property
+    def _pad_word(self) -> int:
+        mask = (1 << self.shape.width) - 1
+        return sum((self.pad_code & mask) << (k * self.shape.width) for k in range(self.lanes))
+
     def _deliver(
-        self,
-        m: Module,
-        words: Sequence[Any],
-        outside: Sequence[Any],
-        step: Any,
-        emits: Any,
-        buffer: OutputBuffer,
+        self, m: Module, words: Sequence[Any], step: Any, emits: Any, buffer: OutputBuffer
     ) -> None:
-        """Mask what the ring read for the step before; the window's register is behind that."""
-        pad = Const(self.pad_code, self.shape).as_unsigned()
-        padding = Cat(pad for _ in range(self.lanes))
-        read, complete, delivered = Signal(), Signal(), Signal()
-        m.d.sync += [read.eq(step), complete.eq(step & emits), delivered.eq(complete)]
-        columns = self.walk.geometry.kernel[1] if self.walk.mode is WindowMode.FULL else 1
+        """Hand out what the ring read two cycles ago, in FULL mode beside the older columns."""
+        reads = delayed(m, step, MEMORY_READ, "reads")
+        older = self.walk.geometry.kernel[1] - 1 if self.walk.mode is WindowMode.FULL else 0
         window = []
-        for ky, (word, out) in enumerate(zip(words, outside, strict=True)):
-            masked = Mux(out, padding, word.as_value())
+        for ky, word in enumerate(as_bits(word) for word in words):
             taps = [
-                Signal(len(padding), name=f"tap_{ky}_{kx}", reset_less=True)
-                for kx in range(columns)
+                Signal(len(word), name=f"tap_{ky}_{kx}", reset_less=True) for kx in range(older)
             ]
-            # Only a shift register must tell steps from waiting.
-            with m.If(read | (columns == 1)):
-                m.d.sync += [
-                    tap.eq(newer) for tap, newer in zip(taps, [*taps[1:], masked], strict=True)
-                ]
-            window += taps
-        m.d.comb += [buffer.w_en.eq(delivered), buffer.w_data.eq(Cat(window))]
+            if older:
+                # Only a shift register must tell steps from waiting.
+                with m.If(reads):
+                    m.d.sync += [
+                        tap.eq(newer) for tap, newer in zip(taps, [*taps[1:], word], strict=True)
+                    ]
+            window += [*taps, word]
+        m.d.comb += [
+            buffer.w_en.eq(delayed(m, step & emits, MEMORY_READ, "delivered")),
+            buffer.w_data.eq(Cat(window)),
+        ]
