@@ -1,7 +1,8 @@
-"""Choosing fixed-point formats from data: the largest value, a percentile, or the least squared error."""
+"""Choosing fixed-point formats from data: the largest value, a percentile, or the least error."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from math import floor, log2
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from hwgen.errors import BadInput
 from hwgen.ir import Fixed
 
-__all__ = ["Calibration", "choose_format", "quantize_to"]
+__all__ = ["Calibration", "choose_format", "decode", "quantize_to"]
 
 Floats = NDArray[np.float64]
 
@@ -28,8 +29,8 @@ class Calibration(Enum):
 
 
 PERCENTILE = 99.99
-NARROWEST = 6
-"""Halvings of the covering range that the MSE search tries."""
+NARROWEST = 8
+"""Halvings of the range without saturation that the search for the least error tries."""
 
 
 def quantize_to(values: Floats, form: Fixed) -> NDArray[np.int64]:
@@ -38,21 +39,36 @@ def quantize_to(values: Floats, form: Fixed) -> NDArray[np.int64]:
     return np.clip(scaled, form.low, form.high).astype(np.int64)
 
 
-def _covering(values: Floats, width: int, signed: bool, frac_of_zero: int) -> int:
-    """Largest fraction length at which nothing of ``values`` saturates."""
+def decode(codes: NDArray[np.int64], form: Fixed) -> Floats:
+    """The values that ``codes`` stand for, exact below 2**53."""
+    values: Floats = np.ldexp(codes.astype(np.float64), -form.frac)
+    return values
+
+
+def _covering(low: float, high: float, width: int, signed: bool) -> int | None:
+    """Largest fraction length at which nothing in ``low..high`` saturates; None where all is 0.
+
+    Codes round, so that a value may lie half a step beyond the last code.
+    """
     probe = Fixed(width=width, frac=0, signed=signed)
-    top, bottom = float(values.max()), float(values.min())
     fracs = []
-    if top > 0:
-        # Codes round, so that the largest value may lie half a step above the largest code.
-        fracs.append(floor(log2((probe.high + 0.5) / top)) if probe.high else floor(log2(0.5 / top)))
-    if bottom < 0:
-        fracs.append(floor(log2((-probe.low + 0.5) / -bottom)) if probe.low else frac_of_zero)
-    return min(fracs) if fracs else frac_of_zero
+    if high > 0:
+        fracs.append(floor(log2((probe.high + 0.5) / high)))
+    if signed and low < 0:
+        fracs.append(floor(log2((0.5 - probe.low) / -low)))
+    return min(fracs, default=None)
 
 
 def choose_format(
-    values: Floats, *, width: int, signed: bool, calibration: Calibration, what: str
+    values: Floats,
+    *,
+    width: int,
+    signed: bool,
+    calibration: Calibration,
+    what: str,
+    extremes: tuple[float, float] | None = None,
+    finest: int | None = None,
+    error: Callable[[Fixed], float] | None = None,
 ) -> Fixed:
     """The fixed-point format of ``width`` bits that suits ``values``.
 
@@ -63,35 +79,54 @@ def choose_format(
     width : int
         Bits, 1 to 16.
     signed : bool
+        Negative values saturate to 0 where this is false.
     calibration : Calibration
     what : str
         For messages: whose values these are.
+    extremes : tuple of float, optional
+        Least and greatest value where ``values`` are a sample; theirs by default.
+    finest : int, optional
+        Most fraction bits. Whoever cannot use finer steps says so here.
+    error : callable, optional
+        What :attr:`Calibration.MSE` makes least, of a format; by default the sum of the squared
+        errors of ``values``.
+
+    Returns
+    -------
+    Fixed
+        With :attr:`Calibration.MSE` never one of a greater error than with :attr:`Calibration.MAX`.
 
     Raises
     ------
     BadInput
-        If the width is out of range.
+        If the width is out of range, or a value is not finite.
     """
     if not 1 <= width <= 16:
         raise BadInput(f"the width of {what} must be 1 to 16 bits, not {width}; change its bits")
     flat = values.reshape(-1)
-    frac = _covering(flat, width, signed, width - 1)
+    low, high = extremes or (float(flat.min()), float(flat.max()))
+    if not (np.isfinite(flat).all() and np.isfinite([low, high]).all()):
+        raise BadInput(f"{what} must be finite, but reach NaN or infinity; train the network again")
+
+    def form(frac: int) -> Fixed:
+        return Fixed(width=width, frac=frac if finest is None else min(frac, finest), signed=signed)
+
+    frac = _covering(low, high, width, signed)
+    if frac is None:  # any format holds zeros
+        return form(width - 1)
     if calibration is Calibration.PERCENTILE:
         limit = float(np.percentile(np.abs(flat), PERCENTILE))
-        if limit > 0:
-            frac = max(frac, _covering(np.clip(flat, -limit, limit), width, signed, width - 1))
-    forms = [Fixed(width=width, frac=frac, signed=signed)]
-    if calibration is Calibration.MSE:
-        forms = [Fixed(width=width, frac=frac + extra, signed=signed) for extra in range(NARROWEST + 1)]
-        if width == 1:  # a range wider than the values can serve -1 and 0
-            forms += [Fixed(width=1, frac=frac - 1, signed=signed)]
-    if len(forms) == 1:
-        return forms[0]
-    return min(forms, key=lambda form: _squared_error(flat, form))
+        inner = _covering(max(low, -limit), min(high, limit), width, signed)
+        return form(frac if inner is None else inner)
+    if calibration is Calibration.MAX:
+        return form(frac)
+    # The first of the best: no finer than need be. A wider range than the values' serves where
+    # there are few codes, as -1 and 0.
+    fracs = [frac, *range(frac + 1, frac + NARROWEST + 1), frac - 1]
+    forms = dict.fromkeys(form(f) for f in fracs)
+    return min(forms, key=error or (lambda f: _squared_error(flat, f)))
 
 
 def _squared_error(values: Floats, form: Fixed) -> float:
-    error = np.ldexp(quantize_to(values, form).astype(np.float64), -form.frac) - values
+    error = decode(quantize_to(values, form), form) - values
     return float(np.dot(error, error))
-
-
