@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from rich.console import Console
@@ -18,10 +18,10 @@ Advance = Callable[[int, int], None]
 class Progress(Protocol):
     """What a step reports to."""
 
-    def spinner(self, what: str) -> contextmanager:  # type: ignore[type-arg]
+    def spinner(self, what: str) -> AbstractContextManager[None]:
         """A step of unknown length."""
 
-    def bar(self, what: str, total: int) -> contextmanager:  # type: ignore[type-arg]
+    def bar(self, what: str, total: int) -> AbstractContextManager[Advance]:
         """A step of known length; gives ``advance(done, total)``."""
 
 

@@ -80,7 +80,8 @@ class Dataflow:
         out = self.network.evaluate(codes)
         if not self.argmax:
             return out
-        return np.argmax(out.reshape(out.shape[0], -1), axis=1).astype(np.int64)[:, None]
+        classes = np.argmax(out.reshape(out.shape[0], -1), axis=1)
+        return np.array(classes[:, None], dtype=np.int64)
 
     @property
     def multipliers(self) -> int:

@@ -84,8 +84,10 @@ def converter_cost(lanes_in: int, lanes_out: int, bits: int) -> float:
     """A width converter: shifts and multiplexers where one divides the other, else a barrel shifter."""
     if lanes_in == lanes_out:
         return 0.0
-    plain = lanes_in % lanes_out == 0 or lanes_out % lanes_in == 0
-    return 30.0 + (2.0 if plain else 7.0) * (lanes_in + lanes_out) * bits
+    total = lanes_in + lanes_out
+    if lanes_in % lanes_out == 0 or lanes_out % lanes_in == 0:
+        return 30.0 + 1.2 * total * bits
+    return 30.0 + total * total * bits / 3.0
 
 
 def conv_foldings(
@@ -155,7 +157,9 @@ def linear_foldings(
         if words == last_words and n != source_lanes:
             continue
         last_words = words
-        extra = converter_cost(source_lanes, n, code_bits) if source_lanes else 7.0 * n * code_bits
+        extra = (
+            converter_cost(source_lanes, n, code_bits) if source_lanes else n * n * code_bits / 3.0
+        )
         last = 0
         for out_lanes in range(1, outputs + 1):
             folds = _up(outputs, out_lanes)

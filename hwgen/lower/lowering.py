@@ -98,8 +98,11 @@ def _why_not(op: Op) -> str | None:
         return f"{op.groups} groups; use a convolution with groups=1, grouped ones have no hardware yet"
     if isinstance(op, AvgPool) and not op.uniform:
         return "its windows average different counts; use count_include_pad=True without ceil_mode, or no padding"
-    shifted = isinstance(op, AvgPool | GlobalAvgPool | RescaleOp) and op.input.zero != 0
-    if shifted and op.requant.relu:
+    if (
+        isinstance(op, AvgPool | GlobalAvgPool | RescaleOp)
+        and op.requant.relu
+        and op.input.zero != 0
+    ):
         return "a ReLU inside its requantiser and an input zero point; put the ReLU into the layer before"
     known = (Conv, Linear, MaxPool, AvgPool, GlobalAvgPool, GlobalMaxPool, Flatten, RescaleOp)
     if not isinstance(op, known):

@@ -117,7 +117,7 @@ def _(stage: Mac, beats: Beats) -> Beats:
 def _(stage: Reduce, beats: Beats) -> Beats:
     taken = beats.reshape(-1, stage.steps, stage.rows, stage.o.lanes)
     if stage.maximum:
-        return taken.max(axis=(1, 2))
+        return np.array(taken.max(axis=(1, 2)), dtype=np.int64)
     return _by_channel(stage.requant, taken.sum(axis=(1, 2)), stage.groups)
 
 
@@ -125,7 +125,7 @@ def _(stage: Reduce, beats: Beats) -> Beats:
 def _(stage: Argmax, beats: Beats) -> Beats:
     per = -(-stage.elements // stage.i.lanes) * stage.i.lanes
     vectors = beats.reshape(-1, per)[:, : stage.elements]
-    return np.argmax(vectors, axis=1).astype(np.int64)[:, None]
+    return np.array(np.argmax(vectors, axis=1)[:, None], dtype=np.int64)
 
 
 def run_dataflow(dataflow: Dataflow, codes: NDArray[np.int64]) -> dict[str, Beats]:
