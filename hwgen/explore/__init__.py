@@ -1,0 +1,1 @@
+"""Sweeps over a network's choices, with tables and plots."""
