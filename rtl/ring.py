@@ -331,7 +331,10 @@ class BankedRing(wiring.Component):
                 bank.w_en.eq(self.w_en & w_bank[b]),
                 bank.w_addr.eq(w_addr),
                 bank.w_data.eq(self.w_data),
-                bank.r_addr.eq(Mux(self.turn > b, self.high, self.low)),
+                # The last bank never lies below the turn.
+                bank.r_addr.eq(
+                    self.low if b == self.banks - 1 else Mux(self.turn > b, self.high, self.low)
+                ),
             ]
             m.d.sync += word.eq(as_bits(bank.r_data))
             words.append(word)

@@ -330,6 +330,8 @@ class Window(wiring.Component):
             m.d.sync += now.eq(ahead)
         for k, (moves, jump) in enumerate(zip((row, frame), jumps, strict=True)):
             by = jump % banks
+            if by == 0:
+                continue
             m.d.comb += turned[k].eq(ahead >= banks - by)
             with m.If(step & moves):
                 m.d.sync += ahead.eq(Mux(turned[k], ahead - (banks - by), ahead + by))
