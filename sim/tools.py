@@ -135,7 +135,7 @@ def find_verilator() -> Tool:
         path, env = _which("verilator", advice), dict(os.environ)
     text = _output([str(path), "--version"], env)
     # The Python package's program does not know its number; its metadata do.
-    runs = "rev " in text
+    runs = re.search(r"\brev |Verilator \d", text) is not None
     found = re.match(r"(\d+)\.(\d+)", metadata.version("verilator")) if root is not None else None
     found = found or re.search(r"Verilator (\d+)\.(\d+)", text)
     if found is None or not runs:
