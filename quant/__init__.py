@@ -1,1 +1,60 @@
-"""Float networks in, integer networks out: import, data, training, calibration, quantisation."""
+"""Float networks in, integer networks out: import, data, training, calibration, quantisation.
+
+Names load their modules when they are first used: the data sets and the parameters need no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quant.checkpoints import load_checkpoint, save_checkpoint, shipped_checkpoint
+    from quant.config import LayerBits, QuantConfig
+    from quant.datasets import Dataset, load_dataset
+    from quant.formats import Calibration
+    from quant.graph import FloatGraph
+    from quant.importers import import_onnx, import_torch
+    from quant.linear import quantize_linear
+    from quant.models import Preprocess, create_model
+
+__all__ = [
+    "Calibration",
+    "Dataset",
+    "FloatGraph",
+    "LayerBits",
+    "Preprocess",
+    "QuantConfig",
+    "create_model",
+    "import_onnx",
+    "import_torch",
+    "load_checkpoint",
+    "load_dataset",
+    "quantize_linear",
+    "save_checkpoint",
+    "shipped_checkpoint",
+]
+
+_MODULES = {
+    "quant.checkpoints": ("load_checkpoint", "save_checkpoint", "shipped_checkpoint"),
+    "quant.config": ("LayerBits", "QuantConfig"),
+    "quant.datasets": ("Dataset", "load_dataset"),
+    "quant.formats": ("Calibration",),
+    "quant.graph": ("FloatGraph",),
+    "quant.importers": ("import_onnx", "import_torch"),
+    "quant.linear": ("quantize_linear",),
+    "quant.models": ("Preprocess", "create_model"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'quant' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

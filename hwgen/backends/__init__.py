@@ -1,1 +1,3 @@
-"""Renderers of a dataflow."""
+"""Renderers of a dataflow: Verilog through Amaranth in :mod:`hwgen.backends.rtl`."""
+
+__all__: list[str] = []

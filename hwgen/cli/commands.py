@@ -6,16 +6,10 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hwgen.cli import args
 from hwgen.errors import BadInput
-
-if TYPE_CHECKING:
-    from hwgen.flow.model import Model
-    from hwgen.flow.options import HardwareOptions
-    from hwgen.flow.progress import Shown
-    from quant.config import QuantConfig
-    from quant.data.dataset import Dataset
 
 __all__ = ["COMMANDS", "Command"]
 
@@ -30,127 +24,6 @@ class Command:
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Arguments], int]
-
-
-def _progress() -> Shown:
-    from rich.console import Console
-
-    from hwgen.flow.progress import Shown
-
-    return Shown(Console(stderr=True))
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
-    return int(text)
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
-    return int(text)
-
-
-def _above_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
-    return value
-
-
-def _data_arguments(part: argparse.ArgumentParser, *, required: bool = True) -> None:
-    part.add_argument("--data", required=required, help="data set: digits, mnist or cifar10")
-    part.add_argument(
-        "--data-dir",
-        type=Path,
-        help="folder with the official files (idx files, or cifar-10-batches-bin/); else cache or download",
-    )
-
-
-def _model_arguments(part: argparse.ArgumentParser) -> None:
-    part.add_argument(
-        "--model", required=True, help="lenet5, digits-tiny, or an .onnx, .safetensors or .pt file"
-    )
-    part.add_argument(
-        "--preprocess",
-        help="how pixels become the network's input: standard ((p/255-0.5)/0.25), unit (p/255), raw, or"
-        " SCALE,OFFSET; the checkpoint's own by default, standard for ONNX",
-    )
-
-
-def _quant_arguments(part: argparse.ArgumentParser) -> None:
-    part.add_argument(
-        "--bits", default="8", help="bits of weights and activations, or W/B/A; default 8"
-    )
-    part.add_argument(
-        "--layer-bits",
-        action="append",
-        default=[],
-        metavar="LAYER=BITS",
-        help="bits of one layer, N or W/B/A; may be repeated",
-    )
-    part.add_argument(
-        "--calibration",
-        default="mse",
-        help="how ranges are found: mse (default), max or percentile",
-    )
-
-
-def _hardware_arguments(part: argparse.ArgumentParser) -> None:
-    part.add_argument("--target", default="ecp5-85k", help="FPGA part; default ecp5-85k")
-    goal = part.add_mutually_exclusive_group()
-    goal.add_argument("--fps", type=_above_zero, help="frames a second at the clock; default 1000")
-    goal.add_argument("--cycles", type=_positive, help="cycles a frame, instead of --fps")
-    goal.add_argument("--multipliers", type=_positive, help="most multipliers, instead of --fps")
-    part.add_argument(
-        "--clock-mhz", type=_above_zero, help="clock; the part's usual one by default"
-    )
-    part.add_argument(
-        "--pin",
-        action="append",
-        default=[],
-        metavar="LAYER=INxOUT",
-        help="fix a layer's lanes; may be repeated",
-    )
-    part.add_argument(
-        "--argmax", action="store_true", help="deliver the class instead of the outputs"
-    )
-
-
-def _dataset(arguments: Arguments) -> Dataset:
-    from quant.datasets import load_dataset
-
-    return load_dataset(arguments.data, data_dir=arguments.data_dir)
-
-
-def _model(arguments: Arguments, data: Dataset) -> Model:
-    from hwgen.flow.model import load_model
-
-    return load_model(arguments.model, data=data, preprocess=arguments.preprocess)
-
-
-def _quant(arguments: Arguments) -> QuantConfig:
-    from hwgen.flow.options import quant_config
-
-    return quant_config(arguments.bits, arguments.layer_bits, calibration=arguments.calibration)
-
-
-def _hardware(arguments: Arguments) -> HardwareOptions:
-    from hwgen.flow.options import HardwareOptions, parse_pins
-
-    return HardwareOptions.of(
-        arguments.target,
-        clock_mhz=arguments.clock_mhz,
-        fps=arguments.fps,
-        cycles=arguments.cycles,
-        multipliers=arguments.multipliers,
-        pins=parse_pins(arguments.pin),
-        argmax=arguments.argmax,
-    )
 
 
 def _table(rows: Any, title: str | None = None) -> None:
@@ -177,15 +50,15 @@ def _doctor(arguments: Arguments) -> int:
 
 def _train_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("--model", required=True, help="lenet5 or digits-tiny")
-    _data_arguments(part)
+    args.data_arguments(part)
     part.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
-    part.add_argument("--epochs", type=_positive, help="the recipe's own by default")
-    part.add_argument("--seed", type=_natural, default=0)
+    part.add_argument("--epochs", type=args.positive, help="the recipe's own by default")
+    part.add_argument("--seed", type=args.natural, default=0)
     part.add_argument(
-        "--threads", type=_positive, help="threads of PyTorch; its own choice by default"
+        "--threads", type=args.positive, help="threads of PyTorch; its own choice by default"
     )
     part.add_argument(
-        "--max-seconds", type=_above_zero, help="stop after that many seconds, to resume later"
+        "--max-seconds", type=args.above_zero, help="stop after that many seconds, to resume later"
     )
     part.add_argument(
         "--no-resume", action="store_true", help="do not go on with an interrupted run"
@@ -197,7 +70,7 @@ def _train(arguments: Arguments) -> int:
 
     checkpoint = train(
         arguments.model,
-        _dataset(arguments),
+        args.dataset(arguments),
         seed=arguments.seed,
         epochs=arguments.epochs,
         threads=arguments.threads,
@@ -216,9 +89,9 @@ def _train(arguments: Arguments) -> int:
 
 
 def _quantize_arguments(part: argparse.ArgumentParser) -> None:
-    _model_arguments(part)
-    _data_arguments(part)
-    _quant_arguments(part)
+    args.model_arguments(part)
+    args.data_arguments(part)
+    args.quant_arguments(part)
     part.add_argument(
         "--out", type=Path, required=True, help="folder for network.json and weights.npz"
     )
@@ -231,9 +104,9 @@ def _quantize(arguments: Arguments) -> int:
     from hwgen.flow.steps import integer_accuracy, quantize
     from hwgen.ir.serial import save_network
 
-    config, data = _quant(arguments), _dataset(arguments)
-    model = _model(arguments, data)
-    progress = _progress()
+    config, data = args.quant(arguments), args.dataset(arguments)
+    model = args.model(arguments, data)
+    progress = args.progress()
     with progress.spinner("quantise"):
         network = quantize(model, data, config)
     ensure_folder(arguments.out.parent)
@@ -257,7 +130,7 @@ def _quantize(arguments: Arguments) -> int:
 
 def _evaluate_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("network", type=Path, help="folder of a saved integer network")
-    _data_arguments(part)
+    args.data_arguments(part)
 
 
 def _evaluate(arguments: Arguments) -> int:
@@ -265,8 +138,8 @@ def _evaluate(arguments: Arguments) -> int:
     from hwgen.ir.serial import load_network
 
     network = load_network(arguments.network)
-    data = _dataset(arguments)
-    with _progress().spinner("evaluate"):
+    data = args.dataset(arguments)
+    with args.progress().spinner("evaluate"):
         accuracy = integer_accuracy(network, data)
     print(f"{accuracy:.2%} of {len(data.test_labels):,} test images")
     return 0
@@ -274,7 +147,7 @@ def _evaluate(arguments: Arguments) -> int:
 
 def _generate_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("network", type=Path, help="folder of a saved integer network")
-    _hardware_arguments(part)
+    args.hardware_arguments(part)
     part.add_argument(
         "--out", type=Path, required=True, help="folder for the Verilog and dataflow.json"
     )
@@ -286,10 +159,10 @@ def _generate(arguments: Arguments) -> int:
     from hwgen.flow.workspace import Workspace
     from hwgen.ir.serial import load_network
 
-    options = _hardware(arguments)
+    options = args.hardware(arguments)
     network = load_network(arguments.network)
     workspace = Workspace(folder=arguments.out)
-    progress = _progress()
+    progress = args.progress()
     with progress.spinner("fold"):
         dataflow = fold_network(network, options)
         workspace.json("dataflow.json", describe_dataflow(dataflow))
@@ -307,26 +180,29 @@ def _generate(arguments: Arguments) -> int:
 
 
 def _build_arguments(part: argparse.ArgumentParser) -> None:
-    _model_arguments(part)
-    _data_arguments(part)
-    _quant_arguments(part)
-    _hardware_arguments(part)
+    args.model_arguments(part)
+    args.data_arguments(part)
+    args.quant_arguments(part)
+    args.hardware_arguments(part)
     part.add_argument(
         "--out", type=Path, required=True, help="folder for everything that is written"
     )
     part.add_argument(
-        "--images", type=_natural, default=20, help="test images for Verilator; default 20, 0: none"
+        "--images",
+        type=args.natural,
+        default=20,
+        help="test images for Verilator; default 20, 0: none",
     )
     part.add_argument(
         "--icarus-images",
-        type=_natural,
+        type=args.natural,
         default=3,
         help="test images for Icarus, at most 3; default 3, 0: none",
     )
     part.add_argument("--no-synth", action="store_true", help="leave synthesis out")
     part.add_argument("--no-pnr", action="store_true", help="leave place and route out")
     part.add_argument(
-        "--seed", type=_natural, default=1, help="of gaps, stalls and placement; default 1"
+        "--seed", type=args.natural, default=1, help="of gaps, stalls and placement; default 1"
     )
 
 
@@ -341,15 +217,15 @@ def _build(arguments: Arguments) -> int:
         )
     counts = {Simulator.ICARUS: arguments.icarus_images, Simulator.VERILATOR: arguments.images}
     options = BuildOptions(
-        hardware=_hardware(arguments),
-        quant=_quant(arguments),
+        hardware=args.hardware(arguments),
+        quant=args.quant(arguments),
         images={simulator: count for simulator, count in counts.items() if count},
         synth=not arguments.no_synth,
         pnr=not arguments.no_pnr,
         seed=arguments.seed,
     )
-    data = _dataset(arguments)
-    report = build(_model(arguments, data), data, arguments.out, options, _progress())
+    data = args.dataset(arguments)
+    report = build(args.model(arguments, data), data, arguments.out, options, args.progress())
     _table(summary_rows(report), title=f"{report['name']} on {report['target']}")
     for note in report["notes"]:
         print(f"note: {note}")
@@ -360,7 +236,7 @@ def _build(arguments: Arguments) -> int:
 def _simulate_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("build", type=Path, help="folder of a build")
     part.add_argument("--data-dir", type=Path, help="folder of the data set's files")
-    part.add_argument("--images", type=_positive, default=20, help="test images; default 20")
+    part.add_argument("--images", type=args.positive, default=20, help="test images; default 20")
     part.add_argument(
         "--simulator",
         choices=("icarus", "verilator"),
@@ -373,7 +249,7 @@ def _simulate_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument(
         "--stalls", type=float, default=0.3, help="share of cycles in which the sink is not ready"
     )
-    part.add_argument("--seed", type=_natural, default=0, help="of the gaps and stalls")
+    part.add_argument("--seed", type=args.natural, default=0, help="of the gaps and stalls")
     part.add_argument(
         "--trace", type=Path, help="waveform to write, .vcd (Icarus) or .fst (Verilator)"
     )
@@ -392,7 +268,7 @@ def _simulate(arguments: Arguments) -> int:
         stalls=arguments.stalls,
         seed=arguments.seed,
         trace=arguments.trace,
-        progress=_progress(),
+        progress=args.progress(),
     )
     if arguments.json is not None:
         from hwgen.files import write_json
@@ -405,9 +281,11 @@ def _simulate(arguments: Arguments) -> int:
 def _synth_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("build", type=Path, help="folder of a build")
     part.add_argument("--target", help="another part than the build's")
-    part.add_argument("--clock-mhz", type=_above_zero, help="clock that place and route aims for")
+    part.add_argument(
+        "--clock-mhz", type=args.above_zero, help="clock that place and route aims for"
+    )
     part.add_argument("--no-pnr", action="store_true", help="leave place and route out")
-    part.add_argument("--seed", type=_natural, default=1, help="of the placement")
+    part.add_argument("--seed", type=args.natural, default=1, help="of the placement")
     part.add_argument("--json", type=Path, help="also write the figures as JSON")
 
 
@@ -420,7 +298,7 @@ def _synth(arguments: Arguments) -> int:
         clock_mhz=arguments.clock_mhz,
         pnr=not arguments.no_pnr,
         seed=arguments.seed,
-        progress=_progress(),
+        progress=args.progress(),
     )
     if arguments.json is not None:
         from hwgen.files import write_json
@@ -433,8 +311,8 @@ def _synth(arguments: Arguments) -> int:
 
 
 def _explore_arguments(part: argparse.ArgumentParser) -> None:
-    _model_arguments(part)
-    _data_arguments(part)
+    args.model_arguments(part)
+    args.data_arguments(part)
     part.add_argument(
         "--bits", default="8,6,5,4", help="widths to sweep, with commas; default 8,6,5,4"
     )
@@ -442,7 +320,7 @@ def _explore_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("--calibration", default="mse", help="mse (default), max or percentile")
     part.add_argument("--target", default="ecp5-85k", help="FPGA part; default ecp5-85k")
     part.add_argument(
-        "--clock-mhz", type=_above_zero, help="clock; the part's usual one by default"
+        "--clock-mhz", type=args.above_zero, help="clock; the part's usual one by default"
     )
     part.add_argument("--pnr", action="store_true", help="place and route every point too")
     part.add_argument("--out", type=Path, required=True, help="folder for points.csv and the plot")
@@ -451,9 +329,9 @@ def _explore_arguments(part: argparse.ArgumentParser) -> None:
 def _explore(arguments: Arguments) -> int:
     from hwgen.explore.sweep import sweep
 
-    data = _dataset(arguments)
+    data = args.dataset(arguments)
     points = sweep(
-        _model(arguments, data),
+        args.model(arguments, data),
         data,
         bits=arguments.bits.split(","),
         fps=arguments.fps.split(","),
@@ -462,7 +340,7 @@ def _explore(arguments: Arguments) -> int:
         clock_mhz=arguments.clock_mhz,
         pnr=arguments.pnr,
         out=arguments.out,
-        progress=_progress(),
+        progress=args.progress(),
     )
     print(
         f"{len(points)} points: {arguments.out / 'points.csv'}, {arguments.out / 'accuracy-lut.png'}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,14 +26,14 @@ from hwgen.ir.ops import (
 )
 from hwgen.ir.requant import Requant
 from hwgen.ir.walk import Walk, WindowMode
-from hwgen.lower.dataflow import Dataflow, TensorStream
+from hwgen.lower.chain import Chain, Pins, module_name
+from hwgen.lower.dataflow import Dataflow
 from hwgen.lower.folding import (
     Folding,
     cheapest,
     conv_foldings,
     linear_foldings,
     pinned,
-    window_lanes,
 )
 from hwgen.lower.order import flatten_order, fold_bias, fold_weights, pack_words, window_order
 from hwgen.lower.stages import (
@@ -44,22 +42,10 @@ from hwgen.lower.stages import (
     Mac,
     Reduce,
     Rescale,
-    Stage,
-    StreamIn,
-    WidthConvert,
-    Window,
 )
 from hwgen.lower.stream import AxiPort, StreamLayout
 
-__all__ = ["build_stages", "check_buildable", "module_name"]
-
-Pins = Mapping[str, tuple[int, int]]
-
-
-def module_name(name: str) -> str:
-    """A layer's name as a Verilog identifier in lower case."""
-    text = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-    return text if text and text[0].isalpha() else f"n_{text}"
+__all__ = ["build_stages", "check_buildable"]
 
 
 def check_buildable(network: Network) -> None:
@@ -110,98 +96,8 @@ def _why_not(op: Op) -> str | None:
     return None
 
 
-@dataclass(kw_only=True)
-class _Chain:
-    """The chain under construction: the stages so far and what their stream carries."""
-
-    target: int
-    pins: Pins
-    tensor: TensorType
-    lanes: int = 0  # 0 while the input's lanes are open
-    flattened: tuple[int, ...] | None = None
-    stages: list[Stage] = field(default_factory=list)
-    streams: list[TensorStream] = field(default_factory=list)
-    foldings: dict[str, Folding] = field(default_factory=dict)
-
-    @property
-    def groups(self) -> int:
-        return -(-self.tensor.channels // self.lanes)
-
-    @property
-    def beats(self) -> int:
-        return self.stages[-1].beats_out
-
-    @property
-    def beat(self) -> Beat:
-        return self.stages[-1].o
-
-    def open_input(self, lanes: int) -> None:
-        """Fix the input's lanes if nothing has yet."""
-        if self.lanes:
-            return
-        self.lanes = lanes
-        beat = Beat(width=self.tensor.width, signed=self.tensor.signed, lanes=lanes)
-        frame = self.tensor.pixels * self.groups
-        self.stages.append(
-            StreamIn(name="stream_in", layer="input", i=beat, o=beat, frame=frame, out_depth=2)
-        )
-
-    def convert(self, name: str, layer: str, lanes: int, vector_in: int, vector_out: int) -> None:
-        """Put a width converter behind the last stage."""
-        self.stages.append(
-            WidthConvert(
-                name=name,
-                layer=layer,
-                i=self.beat,
-                o=replace(self.beat, lanes=lanes),
-                frame=self.beats,
-                out_depth=2,
-                vector_in=vector_in,
-                vector_out=vector_out,
-            )
-        )
-
-    def window(
-        self,
-        op: Op,
-        name: str,
-        geometry: Geometry,
-        mode: WindowMode,
-        *,
-        pad_code: int,
-        group_major: bool,
-    ) -> Walk:
-        """Put a window stage behind the last stage, with a ring that never limits it."""
-        walk = Walk(geometry=geometry, mode=mode, groups=self.groups)
-        rows = 2 * geometry.kernel[0]
-        while rows < geometry.kernel[0] + geometry.stride[0]:
-            rows += geometry.kernel[0]
-        depth = rows * geometry.width * walk.groups if mode is WindowMode.TAP else rows
-        self.stages.append(
-            Window(
-                name=f"{name}_window",
-                layer=op.name,
-                i=self.beat,
-                o=replace(self.beat, lanes=window_lanes(mode, geometry, self.lanes)),
-                frame=self.beats,
-                out_depth=4,
-                walk=walk,
-                depth=depth,
-                pad_code=pad_code,
-                group_major=group_major,
-            )
-        )
-        return walk
-
-    def finish(self, op: Op, lanes: int) -> None:
-        """Record that the last stage's stream carries the op's output."""
-        self.tensor, self.lanes = op.output, lanes
-        layout = StreamLayout(tensor=op.output, lanes=lanes)
-        self.streams.append(TensorStream(stage=self.stages[-1].name, tensor=op.name, layout=layout))
-
-
 def _mac(
-    chain: _Chain, op: MacOp, folding: Folding, order: np.ndarray, vectors: int, elements: int
+    chain: Chain, op: MacOp, folding: Folding, order: np.ndarray, vectors: int, elements: int
 ) -> None:
     name = f"{module_name(op.name)}_mac"
     bias = np.zeros(op.out_channels, dtype=np.int64)
@@ -235,7 +131,7 @@ def _mac(
     chain.finish(op, folding.out_lanes)
 
 
-def _conv(chain: _Chain, op: Conv) -> None:
+def _conv(chain: Chain, op: Conv) -> None:
     geometry, channels = op.geometry, op.input.channels
     candidates = list(
         conv_foldings(
@@ -277,7 +173,7 @@ def _conv(chain: _Chain, op: Conv) -> None:
     _mac(chain, op, folding, order, geometry.positions, order.size)
 
 
-def _linear(chain: _Chain, op: Linear) -> None:
+def _linear(chain: Chain, op: Linear) -> None:
     shape = chain.flattened or op.input.shape
     channels, elements = shape[0], op.input.channels
     chain.open_input(channels if chain.flattened or chain.target <= elements else 1)
@@ -316,7 +212,7 @@ def _linear(chain: _Chain, op: Linear) -> None:
     chain.flattened = None
 
 
-def _pool(chain: _Chain, op: MaxPool | AvgPool | GlobalAvgPool | GlobalMaxPool) -> None:
+def _pool(chain: Chain, op: MaxPool | AvgPool | GlobalAvgPool | GlobalMaxPool) -> None:
     if isinstance(op, MaxPool | AvgPool):
         geometry = op.geometry
     else:
@@ -369,7 +265,7 @@ def _of_codes(requant: Requant, zero: int, taps: int = 1) -> Requant:
     return replace(requant, add=tuple(a - taps * zero * m for a, m in zip(add, mult, strict=True)))
 
 
-def _pool_lanes(chain: _Chain, geometry: Geometry, channels: int) -> tuple[WindowMode, int]:
+def _pool_lanes(chain: Chain, geometry: Geometry, channels: int) -> tuple[WindowMode, int]:
     """Cheapest window mode and lanes that meet the target, else the fastest."""
     options = [(WindowMode.TAP, chain.lanes), (WindowMode.COLUMN, chain.lanes)]
     options += [
@@ -387,7 +283,7 @@ def _pool_lanes(chain: _Chain, geometry: Geometry, channels: int) -> tuple[Windo
     return best[1], best[2]
 
 
-def _rescale(chain: _Chain, op: RescaleOp, following: Op | None) -> None:
+def _rescale(chain: Chain, op: RescaleOp, following: Op | None) -> None:
     channels = op.input.channels
     chain.open_input(channels if not isinstance(following, Linear) else 1)
     chain.stages.append(
@@ -431,7 +327,7 @@ def build_stages(network: Network, *, target: int, pins: Pins, argmax: bool, nam
     unknown = [layer for layer in pins if layer not in macs]
     if unknown:
         raise BadInput(f"pinned layers must be among {', '.join(macs)}, not {', '.join(unknown)}")
-    chain = _Chain(target=target, pins=pins, tensor=network.input)
+    chain = Chain(target=target, pins=pins, tensor=network.input)
     for index, op in enumerate(network.ops):
         following = network.ops[index + 1] if index + 1 < len(network.ops) else None
         if isinstance(op, Conv):
@@ -460,7 +356,7 @@ def build_stages(network: Network, *, target: int, pins: Pins, argmax: bool, nam
     return dataflow.with_full_rate_buffers()
 
 
-def _argmax(chain: _Chain) -> None:
+def _argmax(chain: Chain) -> None:
     elements = chain.tensor.channels
     if chain.tensor.pixels != 1:
         raise BadInput(

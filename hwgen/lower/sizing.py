@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 from hwgen.errors import BadInput, BadNetwork, DoesNotFit
 from hwgen.ir.network import Network
 from hwgen.ir.walk import WindowMode
+from hwgen.lower.chain import Pins, module_name
 from hwgen.lower.dataflow import Dataflow
-from hwgen.lower.lowering import build_stages, module_name
+from hwgen.lower.lowering import build_stages
 from hwgen.lower.schedule import solve
 from hwgen.lower.stages import Mac, Stage, Window
 
 __all__ = ["lower", "lower_to_multipliers", "shrink_rings"]
-
-Pins = Mapping[str, tuple[int, int]]
 
 
 def lower(

@@ -1,0 +1,150 @@
+"""Arguments that several commands share, and what they load."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hwgen.flow.model import Model
+    from hwgen.flow.options import HardwareOptions
+    from hwgen.flow.progress import Shown
+    from quant.config import QuantConfig
+    from quant.data.dataset import Dataset
+
+__all__ = [
+    "above_zero",
+    "data_arguments",
+    "dataset",
+    "hardware",
+    "hardware_arguments",
+    "model",
+    "model_arguments",
+    "natural",
+    "positive",
+    "progress",
+    "quant",
+    "quant_arguments",
+]
+
+Arguments = argparse.Namespace
+
+
+def progress() -> Shown:
+    from rich.console import Console
+
+    from hwgen.flow.progress import Shown
+
+    return Shown(Console(stderr=True))
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
+    return int(text)
+
+
+def above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return value
+
+
+def data_arguments(part: argparse.ArgumentParser, *, required: bool = True) -> None:
+    part.add_argument("--data", required=required, help="data set: digits, mnist or cifar10")
+    part.add_argument(
+        "--data-dir",
+        type=Path,
+        help="folder with the official files (idx files, or cifar-10-batches-bin/); else cache or download",
+    )
+
+
+def model_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument(
+        "--model", required=True, help="lenet5, digits-tiny, or an .onnx, .safetensors or .pt file"
+    )
+    part.add_argument(
+        "--preprocess",
+        help="how pixels become the network's input: standard ((p/255-0.5)/0.25), unit (p/255), raw, or"
+        " SCALE,OFFSET; the checkpoint's own by default, standard for ONNX",
+    )
+
+
+def quant_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument(
+        "--bits", default="8", help="bits of weights and activations, or W/B/A; default 8"
+    )
+    part.add_argument(
+        "--layer-bits",
+        action="append",
+        default=[],
+        metavar="LAYER=BITS",
+        help="bits of one layer, N or W/B/A; may be repeated",
+    )
+    part.add_argument(
+        "--calibration",
+        default="mse",
+        help="how ranges are found: mse (default), max or percentile",
+    )
+
+
+def hardware_arguments(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--target", default="ecp5-85k", help="FPGA part; default ecp5-85k")
+    goal = part.add_mutually_exclusive_group()
+    goal.add_argument("--fps", type=above_zero, help="frames a second at the clock; default 1000")
+    goal.add_argument("--cycles", type=positive, help="cycles a frame, instead of --fps")
+    goal.add_argument("--multipliers", type=positive, help="most multipliers, instead of --fps")
+    part.add_argument("--clock-mhz", type=above_zero, help="clock; the part's usual one by default")
+    part.add_argument(
+        "--pin",
+        action="append",
+        default=[],
+        metavar="LAYER=INxOUT",
+        help="fix a layer's lanes; may be repeated",
+    )
+    part.add_argument(
+        "--argmax", action="store_true", help="deliver the class instead of the outputs"
+    )
+
+
+def dataset(arguments: Arguments) -> Dataset:
+    from quant.datasets import load_dataset
+
+    return load_dataset(arguments.data, data_dir=arguments.data_dir)
+
+
+def model(arguments: Arguments, data: Dataset) -> Model:
+    from hwgen.flow.model import load_model
+
+    return load_model(arguments.model, data=data, preprocess=arguments.preprocess)
+
+
+def quant(arguments: Arguments) -> QuantConfig:
+    from hwgen.flow.options import quant_config
+
+    return quant_config(arguments.bits, arguments.layer_bits, calibration=arguments.calibration)
+
+
+def hardware(arguments: Arguments) -> HardwareOptions:
+    from hwgen.flow.options import HardwareOptions, parse_pins
+
+    return HardwareOptions.of(
+        arguments.target,
+        clock_mhz=arguments.clock_mhz,
+        fps=arguments.fps,
+        cycles=arguments.cycles,
+        multipliers=arguments.multipliers,
+        pins=parse_pins(arguments.pin),
+        argmax=arguments.argmax,
+    )
