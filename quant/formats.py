@@ -31,6 +31,8 @@ class Calibration(Enum):
 PERCENTILE = 99.99
 NARROWEST = 8
 """Halvings of the range without saturation that the search for the least error tries."""
+HOPELESS = 2.0
+"""Multiple of the least error above which narrower ranges are not tried."""
 
 
 def quantize_to(values: Floats, form: Fixed) -> NDArray[np.int64]:
@@ -120,11 +122,19 @@ def choose_format(
         return form(frac if inner is None else inner)
     if calibration is Calibration.MAX:
         return form(frac)
-    # The first of the best: no finer than need be. A wider range than the values' serves where
-    # there are few codes, as -1 and 0.
-    fracs = [frac, *range(frac + 1, frac + NARROWEST + 1), frac - 1]
-    forms = dict.fromkeys(form(f) for f in fracs)
-    return min(forms, key=error or (lambda f: _squared_error(flat, f)))
+    cost = error or (lambda candidate: _squared_error(flat, candidate))
+    # A wider range than the values' serves where there are few codes, as -1 and 0.
+    best, wider = form(frac), form(frac - 1)
+    least = cost(best)
+    if (other := cost(wider)) < least:
+        best, least = wider, other
+    for narrower in (form(frac + halvings) for halvings in range(1, NARROWEST + 1)):
+        other = cost(narrower)
+        if other < least:
+            best, least = narrower, other
+        elif other > HOPELESS * least:
+            break  # saturation alone makes up the error, and it grows
+    return best
 
 
 def _squared_error(values: Floats, form: Fixed) -> float:
