@@ -12,6 +12,7 @@ from amaranth.lib.wiring import In, Out
 from hwgen.backends.rtl.components import component
 from hwgen.backends.rtl.design import Design, Probe
 from hwgen.lower.dataflow import Dataflow
+from hwgen.lower.stream import AxiPort
 from rtl.axi import AxiStreamOut
 from rtl.emit import emit_verilog
 
@@ -89,6 +90,29 @@ class Top(wiring.Component):
         return m
 
 
+def _port_lines(name: str, port: AxiPort) -> list[str]:
+    layout, tensor = port.layout, port.layout.tensor
+    sign = "signed" if tensor.signed else "unsigned"
+    shape = "x".join(map(str, tensor.shape))
+    return [
+        f"{name}: {shape} codes of {tensor.width} bits, {sign}, {layout.beats} beats a frame;",
+        f"  pixels row by row, {layout.lanes} of {tensor.channels} channels a beat, lowest first,"
+        f" {port.lane_bytes} byte(s) a lane;",
+        f"  tdata has {port.data_bytes} byte(s), tlast marks the last beat of a frame.",
+    ]
+
+
+def header(dataflow: Dataflow) -> str:
+    """What a reader of the Verilog must know of its ports, as comment lines."""
+    lines = [
+        f"{dataflow.name}: {dataflow.interval} cycles a frame, {dataflow.multipliers} multipliers.",
+        *_port_lines("s_axis", dataflow.input),
+        *_port_lines("m_axis", dataflow.output),
+        "frame_error stays 1 after an input tlast that came early or late, until reset.",
+    ]
+    return "".join(f"// {line}\n" for line in lines)
+
+
 def generate(dataflow: Dataflow) -> Design:
     """Render a dataflow as one Verilog file.
 
@@ -101,7 +125,7 @@ def generate(dataflow: Dataflow) -> Design:
     )
     return Design(
         top=dataflow.name,
-        verilog=emit_verilog(Top(dataflow), dataflow.name),
+        verilog=header(dataflow) + emit_verilog(Top(dataflow), dataflow.name),
         input=dataflow.input,
         output=dataflow.output,
         probes=probes,
