@@ -180,7 +180,8 @@ class GraphBuilder:
             raise RefusalError(
                 f"the tensor '{value.name}' has the type {value.array.dtype}", "store it as float32"
             )
-        array = value.array.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN, which is reported below
+            array = value.array.astype(np.float64)
         broken = ~np.isfinite(array)
         if broken.any():
             place = tuple(int(i) for i in np.argwhere(broken)[0])

@@ -108,23 +108,25 @@ def conv(
     """Convolution; zeros padded in front of it join its own."""
     if not isinstance(weight, Constant):
         raise RefusalError("its weight is computed from the input", "use a constant weight")
+    # The constants first, so that one that is not finite is reported whatever else is wrong.
+    array = b.weights(weight)
+    if array.ndim != 4:
+        raise RefusalError(
+            f"its weight has shape {array.shape}, not (out, in, rows, columns)", "use Conv2d"
+        )
+    offsets = _bias(b, bias, array.shape[0])
     _ones(dilation, "dilation")
     _no_negative_pads(pads)
-    if weight.array.ndim != 4:
-        raise RefusalError(
-            f"its weight has shape {weight.array.shape}, not (out, in, rows, columns)", "use Conv2d"
-        )
     if isinstance(x, Padded):
         pads = _sum_pads(pads, x.pads)
         x = Ref(x.source)
-    array = b.weights(weight)
     _check_pads(pads, (array.shape[2], array.shape[3]))
     return b.add(
         Conv,
         name,
         b.ref(x),
         weight=array,
-        bias=_bias(b, bias, array.shape[0]),
+        bias=offsets,
         stride=_pair(stride, "stride"),
         padding=pads,
         groups=groups,

@@ -52,6 +52,7 @@ def load_model(path: Path) -> onnx.ModelProto:
             f"{path} holds no network ({len(data)} bytes, {len(model.graph.node)} operations);"
             " export it again"
         )
+    _check_names(model, path)
     if model.graph.sparse_initializer:
         raise BadNetwork(
             f"{path} holds sparse weights, which are not read; export it with dense ones"
@@ -63,6 +64,22 @@ def load_model(path: Path) -> onnx.ModelProto:
         except Exception as error:  # malformed functions raise many types
             raise BadNetwork(f"{path}: its functions cannot be inlined: {error}") from error
     return model
+
+
+def _check_names(model: onnx.ModelProto, path: Path) -> None:
+    """The parser passes names that are no UTF-8 on as bytes."""
+    graph = model.graph
+    nodes = [*graph.node, *(n for f in model.functions for n in f.node)]
+    names: list[object] = [v.name for v in (*graph.initializer, *graph.input, *graph.output)]
+    names += [d.dim_param for v in graph.input for d in v.type.tensor_type.shape.dim]
+    for node in nodes:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+        names += [a.name for a in node.attribute]
+    for name in names:
+        if not isinstance(name, str):
+            raise BadNetwork(
+                f"{path} is corrupt: it holds the name {name!r}, which is no text; export it again"
+            )
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -106,8 +123,13 @@ def check_model(model: onnx.ModelProto, path: Path) -> None:
     BadNetwork
         If it breaks a rule, such as an input that no earlier node makes.
     """
+    checked = onnx.ModelProto()
+    checked.CopyFrom(model)
+    for output in checked.graph.output:
+        # The checker wants a shape, which nothing here needs and many files leave out.
+        output.type.tensor_type.shape.SetInParent()
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(checked)
     except Exception as error:  # ValidationError, and others for values out of range
         reason = " ".join(str(error).split())[:400]
         raise BadNetwork(

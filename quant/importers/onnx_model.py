@@ -124,6 +124,9 @@ class _Reader:
             # The specification's checker cannot run on files with unknown operators, so an
             # attribute of the wrong type or length shows only here.
             self.builder.blame(source, operator, f"it is malformed: {error}; export it again")
+        given = [self.values.get(i) for i in node.input if i]
+        if value is None and given and all(isinstance(v, Constant) for v in given):
+            value = Hidden()  # a constant: no shape of an activation could stand for it
         if value is None:
             value = self.builder.opaque(name, self._shape(node.output[0] if node.output else ""))
         for place, result in enumerate(node.output):
@@ -191,8 +194,13 @@ class _Reader:
         """Shape of a tensor behind a problem, by ONNX's shape inference, without the batch."""
         if self.inferred is None:
             self.inferred = {}
+            model = onnx.ModelProto()
+            model.CopyFrom(self.model)
+            known = {opset.domain for opset in model.opset_import}
+            for domain in {node.domain for node in model.graph.node} - known:
+                model.opset_import.append(onnx.helper.make_opsetid(domain, 1))
             try:
-                model = onnx.shape_inference.infer_shapes(self.model)
+                model = onnx.shape_inference.infer_shapes(model)
             except Exception:  # the model is refused anyway; shapes only help to find more problems
                 return None
             for value in (*model.graph.value_info, *model.graph.output):
