@@ -19,7 +19,8 @@ __all__ = ["Argmax"]
 class Argmax(wiring.Component):
     """Index of the largest element of a vector, the lowest on a tie.
 
-    A registered tree over the lanes, then the best so far.
+    A registered tree over the lanes, then the best so far. Takes a beat a cycle; the last of a
+    vector needs a credit.
 
     Parameters
     ----------
@@ -63,18 +64,21 @@ class Argmax(wiring.Component):
         m = Module()
         m.submodules.buffer = buffer = self.buffer
         fire = Signal()
-        first = Signal()
-        last = Signal()
+        first = Signal(init=1)
+        last = Signal(init=int(self.beats == 1))
         base = Signal(range(max(1, (self.beats - 1) * self.lanes + 1)))
         m.d.comb += [
-            self.i.ready.eq(buffer.available),
-            fire.eq(self.i.valid & buffer.available),
-            first.eq(base == 0),
-            last.eq(base == (self.beats - 1) * self.lanes),
+            self.i.ready.eq(buffer.available | ~last),
+            fire.eq(self.i.valid & self.i.ready),
             buffer.reserve.eq(fire & last),
         ]
-        with m.If(fire):
-            m.d.sync += base.eq(Mux(last, 0, base + self.lanes))
+        if self.beats > 1:
+            with m.If(fire):
+                m.d.sync += [
+                    first.eq(last),
+                    last.eq(~last & (base == (self.beats - 2) * self.lanes)),
+                    base.eq(Mux(last, 0, base + self.lanes)),
+                ]
         levels = tree_latency(self.lanes)
         value, lane = self._tree(m, last)
         for k in range(levels):

@@ -11,26 +11,8 @@ from amaranth.hdl import Shape, signed, unsigned
 from hwgen.ir.timing import tree_latency
 from rtl.argmax import Argmax
 from rtl.requant import shape_interval
-from tests.rtl.bench import Beat, OutputModel, run_stream
-
-
-class Model:
-    def __init__(self, beats: int, latency: int, depth: int) -> None:
-        self.beats, self.taken_in = beats, 0
-        self.out = OutputModel(depth, latency)
-
-    def ready(self) -> bool:
-        return self.out.available
-
-    def valid(self) -> bool:
-        return self.out.valid
-
-    def tick(self, beat: Beat | None, taken: bool) -> None:
-        if beat is not None:
-            self.taken_in += 1
-            if self.taken_in % self.beats == 0:
-                self.out.fire()
-        self.out.tick(taken)
+from tests.rtl.bench import run_stream
+from tests.rtl.models import TakeModel
 
 
 def check(
@@ -52,7 +34,7 @@ def check(
     assert dut.o.payload.shape().elem_shape == unsigned(max(1, (vector - 1).bit_length()))
     run = run_stream(
         dut, stream, gaps=gaps, stalls=stalls, seed=rng.randrange(1 << 30), count=len(frames),
-        reference=Model(beats, dut.latency, depth),
+        reference=TakeModel(beats, dut.latency, depth),
     )  # fmt: skip
     assert run.outputs == [(int(np.argmax(frame)),) for frame in frames]
 
@@ -73,3 +55,17 @@ def test_random_sweep() -> None:
         shape = rng.choice([signed(1), signed(21), unsigned(1), unsigned(8)])
         gaps, stalls = rng.choice([None, 0.4]), rng.choice([None, 0.4])
         check(shape, rng.randint(1, 9), rng.randint(1, 20), rng.randint(1, 4), rng, gaps, stalls)
+
+
+def test_only_the_last_beat_waits_for_a_credit() -> None:
+    """With no room for an index, the beats before the last are taken all the same."""
+    dut = Argmax(unsigned(4), 1, 4, 1)
+    run = run_stream(dut, [(code,) for code in (1, 3, 2, 0) * 3], count=3)
+    assert run.outputs == [(1,)] * 3
+    # A beat a cycle: an index comes out, and its credit back, before the next vector ends.
+    assert run.accept_cycles == list(range(12))
+    assert run.output_cycles == [5, 9, 13]
+    late = run_stream(dut, [(0,)] * 12, stalls=0.9, seed=1, reference=TakeModel(4, 1, 1), count=3)
+    assert late.accept_cycles[:7] == list(range(7))
+    assert late.output_cycles[0] > 7
+    assert late.accept_cycles[7] == late.output_cycles[0] + 1
