@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from hwgen.backends.rtl.design import Design
 from hwgen.cost.fit import check_fit
 from hwgen.cost.pnr import place_and_route
 from hwgen.cost.synth import synthesise
@@ -194,23 +195,37 @@ class _Sweep:
     def _implement(
         self, dataflow: Dataflow, options: HardwareOptions, folder: Path
     ) -> dict[str, Any]:
-        """Verilog, synthesis, and place and route where asked for."""
+        """Verilog, synthesis, and place and route where asked for.
+
+        Points with the same Verilog share the tools' work: a slow frame rate may need no less
+        hardware than a slower one.
+        """
         design = generate(dataflow)
         write_json(folder / "dataflow.json", describe_dataflow(dataflow))
         write_text(folder / f"{design.top}.v", design.verilog)
-        work = folder / "work"
+        part, clock = options.target, options.clock_mhz
+        key = digest("tools", 1, design.verilog, part.name, self.pnr and clock, self.program)
+
+        def compute() -> dict[str, Any]:
+            return {"result": self._run_tools(design, options, folder / "work")}
+
+        figures = dict(self.workspace.step(f"tools.{key[:16]}", key, compute))
+        fmax = figures.pop("fmax_mhz", None)
+        return figures if fmax is None else figures | _speed(fmax, dataflow, options)
+
+    def _run_tools(self, design: Design, options: HardwareOptions, work: Path) -> dict[str, Any]:
         figures: dict[str, Any] = {}
         try:
             synth = synthesise(design.verilog, design.top, options.target, work=work)
             mapped = synth_figures(synth)
             names = ("lut", "ff", "dsp", "bram", "bram_blocks", "bram_kbit")
-            figures = {name: mapped[name] for name in names}
+            figures |= {name: mapped[name] for name in names}
             check_fit(synth, options.target)
             if self.pnr:
                 placed = place_and_route(
                     synth, options.target, work=work, clock_mhz=options.clock_mhz, seed=SEED
                 )
-                figures |= _speed(pnr_figures(placed)["fmax_mhz"], dataflow, options)
+                figures["fmax_mhz"] = pnr_figures(placed)["fmax_mhz"]
         except DoesNotFit as error:
             figures |= {"status": Status.DOES_NOT_FIT.value, "reason": str(error)}
         # Tens of megabytes that nothing reads any more; where a tool failed they stay for a look.
