@@ -15,21 +15,18 @@ from hwgen.errors import BadInput, BadNetwork
 from hwgen.ir import INPUT, Geometry
 from quant.nodes import (
     Add,
-    AvgPool,
     ChannelAffine,
     Concat,
     Conv,
     Flatten,
     Floats,
-    GlobalAvgPool,
-    GlobalMaxPool,
     Input,
     Linear,
-    MaxPool,
     Node,
     Relu,
     Shape,
 )
+from quant.pools import AvgPool, GlobalAvgPool, GlobalMaxPool, MaxPool
 
 __all__ = [
     "INPUT",
@@ -49,6 +46,7 @@ __all__ = [
     "Node",
     "Relu",
     "Shape",
+    "difference",
 ]
 
 
