@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -17,6 +16,7 @@ import cocotb_tools.config
 from hwgen.errors import BadInput, ToolFailed
 from sim.bench import BENCH
 from sim.cache import BuildCache
+from sim.scratch import scratch
 from sim.tools import (
     Simulator,
     cocotb_libraries,
@@ -151,8 +151,7 @@ def compile_bench(
         If a program refuses the text.
     """
     # GNU make refuses folders with spaces in their names, so it never sees the cache's own name.
-    with tempfile.TemporaryDirectory(prefix="hwgen-") as name:
-        work = Path(name)
+    with scratch() as work:
         (work / "bench.v").write_text(bench)
         (work / "design.v").write_text(design)
         if simulator is Simulator.ICARUS:

@@ -107,7 +107,7 @@ class BuildCache:
             temporary.rename(entry)
         except OSError as error:
             raise BadInput(
-                f"cannot write the cache folder {self.folder}: {error.strerror};"
+                f"cannot write the cache folder {self.folder}: {error};"
                 " free space or give another folder"
             ) from error
         finally:

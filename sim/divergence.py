@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from hwgen.backends.rtl.design import Design
 from hwgen.errors import BadInput
 from hwgen.lower.stream import StreamLayout
 from sim.runner import build_simulation
+from sim.scratch import scratch
 from sim.simulate import Conditions, SimResult, play
 from sim.stimulus import Stimulus, StreamRecord, read_probe, read_recording
 from sim.tools import Simulator
@@ -173,8 +173,7 @@ def _run(
     cache_dir: Path | None,
 ) -> Divergence | None:
     built = build_simulation(design, how[0], probes=True, cache_dir=cache_dir)
-    with tempfile.TemporaryDirectory(prefix="hwgen-") as name:
-        job = Path(name)
+    with scratch() as job:
         play(built, Stimulus.of(design, codes), expected, job=job, conditions=how[1])
         streams = [
             (probe.tensor, probe.instance, read_probe(job / f"probe{index}.txt", probe.layout))

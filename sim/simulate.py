@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from hwgen.errors import BadInput, ToolFailed
 from hwgen.files import write_atomic
 from sim.build import Trace
 from sim.runner import Built, build_simulation
+from sim.scratch import scratch
 from sim.stimulus import Recording, Stimulus, read_recording
 from sim.tools import Simulator
 
@@ -195,12 +195,12 @@ def simulate(
         )
     kind = Trace.of(trace)
     built = build_simulation(design, simulator, trace=kind, probes=probes, cache_dir=cache_dir)
-    with tempfile.TemporaryDirectory(prefix="hwgen-") as job:
+    with scratch() as job:
         return play(
             built,
             Stimulus.of(design, codes),
             expected,
-            job=Path(job),
+            job=job,
             conditions=conditions or Conditions(),
             trace=trace,
             progress=progress,

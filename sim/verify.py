@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from hwgen.errors import BadInput, Mismatch
 from hwgen.ir.network import Network
 from sim.divergence import Divergence, explain_mismatch
 from sim.runner import build_simulation
+from sim.scratch import scratch
 from sim.simulate import PATIENCE, Conditions, Mode, SimResult, play, simulate
 from sim.stimulus import Stimulus
 from sim.tools import Simulator
@@ -281,12 +281,12 @@ def check_framing(
     last = np.zeros(sum(map(len, frames)), dtype=np.bool_)
     last[np.cumsum([len(frame) for frame in frames]) - 1] = True
     built = build_simulation(design, simulator, cache_dir=cache_dir)
-    with tempfile.TemporaryDirectory(prefix="hwgen-") as job:
+    with scratch() as job:
         return play(
             built,
             Stimulus(data=np.concatenate(frames), last=last),
             evaluate(codes),
-            job=Path(job),
+            job=job,
             conditions=Conditions(mode=mode, patience=patience),
             frame_error=True,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -248,8 +250,6 @@ def test_bad_input(cache_dir: Path, tmp_path: Path) -> None:
 
 def test_refused_design(cache_dir: Path) -> None:
     """The simulator's own words reach the user."""
-    from dataclasses import replace
-
     broken = replace(toy(), verilog="module toy(; endmodule")
     codes = frames(1)
     with pytest.raises(ToolFailed, match="syntax error"):
@@ -260,3 +260,18 @@ def test_time_limit(cache_dir: Path) -> None:
     """A run that takes too long is stopped."""
     with pytest.raises(ToolFailed, match=r"did not end in 1 seconds"):
         run("stops", Conditions(patience=2**31 - 1, timeout=1.0), cache_dir)
+
+
+def test_no_space_for_temporary_files(
+    cache_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    codes = frames(1)
+    with pytest.raises(BadInput, match="cannot work in the folder for temporary files"):
+        simulate(
+            toy("stops"),
+            codes,
+            evaluate(codes),
+            simulator=Simulator.ICARUS,
+            cache_dir=cache_dir,
+        )
