@@ -30,12 +30,13 @@ def load_design(folder: Path) -> tuple[Dataflow, Design, HardwareOptions, str]:
         If the Verilog is missing.
     """
     dataflow, options, data = open_build(folder)
-    path = folder / "rtl" / f"{dataflow.name}.v"
+    design = generate(dataflow)
+    path = folder / "rtl" / f"{design.top}.v"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"cannot read {path}: {error}; build it again") from error
-    return dataflow, replace(generate(dataflow), verilog=text), options, data
+    return dataflow, replace(design, verilog=text), options, data
 
 
 def simulate_build(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from hwgen.backends.rtl.components import COMPONENTS
+from hwgen.backends.rtl.top import generate
 from hwgen.errors import DoesNotFit, UnsupportedLayer
 from hwgen.ir import MacOp, Network
 from hwgen.lower import stages
@@ -84,3 +87,19 @@ def test_every_stage_has_a_component() -> None:
         if isinstance(kind, type) and issubclass(kind, stages.Stage) and kind is not stages.Stage
     }
     assert set(COMPONENTS) == kinds
+
+
+def test_a_network_named_like_a_keyword() -> None:
+    network = buildable(3)
+    assert network is not None
+    design = generate(lower(replace(network, name="small"), cycles=10**6))
+    assert design.top == "small_net"
+    assert "\nmodule small_net (" in design.verilog
+
+
+def test_the_same_dataflow_gives_the_same_text() -> None:
+    network = buildable(4)
+    assert network is not None
+    texts = {generate(lower(network, cycles=10**5)).verilog for _ in range(2)}
+    assert len(texts) == 1
+    assert texts.pop().startswith("// ")

@@ -123,9 +123,15 @@ def generate(dataflow: Dataflow) -> Design:
         for s in dataflow.streams
         if s.stage != "classify_argmax"
     )
+    top = dataflow.name
+    try:
+        text = emit_verilog(Top(dataflow), top)
+    except ValueError:  # a keyword of Verilog, such as a network called "small"
+        top = f"{top}_net"
+        text = emit_verilog(Top(dataflow), top)
     return Design(
-        top=dataflow.name,
-        verilog=header(dataflow) + emit_verilog(Top(dataflow), dataflow.name),
+        top=top,
+        verilog=header(dataflow) + text,
         input=dataflow.input,
         output=dataflow.output,
         probes=probes,
