@@ -23,7 +23,9 @@ def tail(text: str, lines: int = _TAIL) -> str:
 def run_tool(
     name: str, command: Sequence[str], *, work: Path, log: Path, timeout: float, check: bool = True
 ) -> tuple[int, str]:
-    """Run ``command`` in folder ``work`` with its output in ``log``.
+    """Run ``command`` in folder ``work`` with its output in ``log``, which stays where it fails.
+
+    A tool that does its work says how long it took and where it lies; the results say the rest.
 
     Parameters
     ----------
@@ -74,7 +76,9 @@ def run_tool(
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
     text = log.read_text(encoding="utf-8", errors="replace")
-    if check and status != 0:
+    if status == 0:
+        log.unlink()
+    elif check:
         raise ToolFailed(
             f"{name} ended with status {status}. The last lines of {log}:\n{tail(text)}"
         )

@@ -1,8 +1,9 @@
 """Runs Yosys in a process of its own: it prints much and ends the process on an error.
 
 Called as a script with a job file: JSON with ``source``, ``top``, ``synth`` (the pass and its
-options), ``netlist`` and, optionally, ``dsp`` with ``blocks`` (multiplier blocks to spend) and
-``operands`` (the two signed operand widths of one block, the larger first).
+options), ``netlist`` and, optionally, ``script`` (a named script of abc9) and ``dsp`` with
+``blocks`` (multiplier blocks to spend) and ``operands`` (the two signed operand widths of one
+block, the larger first).
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ def main(path: str) -> None:
         ys.run_pass(command, design)
 
     run("scratchpad -set abc9.verify false")  # minutes on xc7, and no part of the result
+    if "script" in job:
+        run(f"scratchpad -copy {job['script']} abc9.script")
     run(f"read_verilog {job['source']}")
     run(f"hierarchy -check -top {job['top']}")
     if "dsp" in job:
@@ -70,7 +73,11 @@ def main(path: str) -> None:
             run("maccmap t:$macc t:$macc_v2")
     run(job["synth"])
     run("autoname")  # cells get their instance's name in front; synth_xilinx leaves it out
-    run(f"write_json {job['netlist']}")
+    # Where the tool's own files lie is no part of the result: equal designs give equal netlists.
+    run("setattr -unset src")
+    run("setattr -mod -unset src")
+    run(f"select {job['top']}")  # without the models of the family's cells
+    run(f"write_json -selected {job['netlist']}")
 
 
 if __name__ == "__main__":
