@@ -24,6 +24,8 @@ __all__ = ["accuracy_against_lut"]
 _MARKERS = "osD^v<>Ph*X"
 # Okabe and Ito: told apart with any colour vision, and in grey by the markers.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Where labels stand, in points: neighbours are most often of the next frame rate.
+_PLACES = ((-6, -12), (6, -12), (6, 5), (-6, 5))
 _GREY = "#666666"
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "hwgen",
@@ -86,6 +88,7 @@ def _save(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
 def _draw_rate(axes: Axes, points: Sequence[Point], rate: float, index: int) -> None:
     """The points of a frame rate, hollow where they do not do what was asked, and their front."""
     colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
+    place = _PLACES[index % len(_PLACES)]
     best = front(points)
     axes.step(
         [point.lut or 0 for point in best],
@@ -111,8 +114,9 @@ def _draw_rate(axes: Axes, points: Sequence[Point], rate: float, index: int) -> 
         axes.annotate(
             point.bits,
             (point.lut or 0, 100 * point.accuracy_integer),
-            xytext=(6, -12),
+            xytext=place,
             textcoords="offset points",
+            ha="left" if place[0] > 0 else "right",
             fontsize=9,
             color=colour,
             path_effects=[withStroke(linewidth=2, foreground="white")],
