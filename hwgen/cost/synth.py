@@ -138,6 +138,8 @@ def synthesise(
     stem = f"{top}.{family.value}"
     netlist = work / f"{stem}.json"
     netlist.unlink(missing_ok=True)
+    for stale in work.glob(f"{stem}.memory*.hex"):
+        stale.unlink()
     hoisted = hoist_contents(verilog, stem)
     for name, text in hoisted.files:
         write_text(work / name, text)
