@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hwgen.flow.model import Model, load_model
     from hwgen.flow.options import HardwareOptions, parse_pins, quant_config
     from hwgen.flow.pipeline import BuildOptions, build
-    from hwgen.flow.steps import integer_accuracy, quantize, input_codes
+    from hwgen.flow.steps import input_codes, integer_accuracy, quantize
     from hwgen.ir import Network, load_network, save_network
     from quant.datasets import Dataset, load_dataset
     from sim.tools import Simulator
@@ -29,6 +29,7 @@ __all__ = [
     "cosimulate",
     "fold_network",
     "generate",
+    "input_codes",
     "integer_accuracy",
     "load_dataset",
     "load_model",
@@ -38,7 +39,6 @@ __all__ = [
     "quantize",
     "save_network",
     "synthesize",
-    "input_codes",
 ]
 
 _MODULES = {

@@ -142,7 +142,7 @@ def design_of(dataflow: Dataflow, workspace: Workspace) -> tuple[Design, list[st
     key = digest("audit", 1, design.verilog)
 
     def check() -> dict[str, Any]:
-        report = audit(design.verilog, audit_facts(dataflow))
+        report = audit(design.verilog, audit_facts(dataflow, design.top))
         lint(design.verilog, design.top)
         return {"result": {"checked": report.summary}}
 

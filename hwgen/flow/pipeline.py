@@ -22,7 +22,7 @@ from hwgen.flow.model import Model, fit_images
 from hwgen.flow.options import HardwareOptions
 from hwgen.flow.progress import Progress, Silent
 from hwgen.flow.report import describe_layers, markdown
-from hwgen.flow.steps import integer_accuracy, quantize, input_codes
+from hwgen.flow.steps import input_codes, integer_accuracy, quantize
 from hwgen.flow.table import describe_dataflow
 from hwgen.flow.workspace import Workspace, digest
 from hwgen.ir.network import Network

@@ -14,7 +14,7 @@ from quant.config import QuantConfig
 from quant.data.dataset import Dataset
 from quant.linear import quantize_linear
 
-__all__ = ["calibration_images", "integer_accuracy", "quantize", "input_codes"]
+__all__ = ["calibration_images", "input_codes", "integer_accuracy", "quantize"]
 
 CALIBRATION_IMAGES = 500
 

@@ -1,0 +1,95 @@
+"""What the Verilog of a dataflow must hold, derived from the stages alone: for the audit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwgen.cost.audit import AuditFacts, MemoryFact, ModuleFacts, MultiplierFact
+from hwgen.ir.walk import WindowMode
+from hwgen.lower.dataflow import Dataflow
+from hwgen.lower.stages import Mac, Window
+
+__all__ = ["audit_facts"]
+
+
+def _packed(rows: NDArray[np.int64], width: int) -> tuple[int, ...]:
+    """Each row's codes as one word, the first in the lowest bits."""
+    mask = (1 << width) - 1
+    return tuple(sum((int(c) & mask) << (k * width) for k, c in enumerate(row)) for row in rows)
+
+
+def _rom(module: str, words: Sequence[int], width: int) -> Iterator[ModuleFacts]:
+    """A read-only memory; where all words are equal there is none."""
+    if len(set(words)) == 1:
+        return
+    memory = MemoryFact(name="rom", width=width, depth=len(words), words=tuple(words))
+    yield ModuleFacts(module=module, memories=(memory,))
+
+
+def _ram(module: str, width: int, depth: int) -> ModuleFacts:
+    memory = MemoryFact(name="ram", width=width, depth=depth)
+    return ModuleFacts(module=module, memories=(memory,))
+
+
+def _array(module: str, stage: Mac) -> ModuleFacts:
+    """Accumulators of every lane, and a multiplier wherever the weight is not always the same."""
+    out_lanes, in_lanes = stage.o.lanes, stage.i.lanes
+    by_place = stage.weights.reshape(-1, out_lanes, in_lanes)
+    varies = (by_place != by_place[0]).any(axis=0)
+    # Of an accumulator that never changes nothing is left.
+    used = (by_place != 0).any(axis=(0, 2))
+    return ModuleFacts(
+        module=module,
+        registers=tuple((f"acc_{o}", stage.accumulator_width) for o in range(out_lanes) if used[o]),
+        multipliers=tuple(
+            MultiplierFact(product=f"product_{o}_{i}", operands=(stage.weight_width, stage.i.width))
+            for o in range(out_lanes)
+            for i in range(in_lanes)
+            if varies[o, i]
+        ),
+    )
+
+
+def _mac(top: str, stage: Mac) -> Iterator[ModuleFacts]:
+    prefix = f"{top}_{stage.name}"
+    yield _array(f"{prefix}_array", stage)
+    lanes = stage.i.lanes * stage.o.lanes
+    words = _packed(stage.weights.reshape(-1, lanes), stage.weight_width)
+    yield from _rom(f"{prefix}_mac_weights_rom_weights", words, lanes * stage.weight_width)
+    width = stage.accumulator_width
+    varying = (stage.bias != stage.bias[0]).any(axis=0)  # the other lanes hold theirs as constants
+    biases = _packed(stage.bias[:, varying], width)
+    yield from _rom(f"{prefix}_array_rom_bias", biases, width * int(varying.sum()))
+    yield _ram(f"{prefix}_mac_vector_words_vector", stage.i.bits, stage.capacity)
+
+
+def _window(top: str, stage: Window) -> Iterator[ModuleFacts]:
+    prefix = f"{top}_{stage.name}"
+    if stage.walk.mode is WindowMode.TAP:
+        yield _ram(f"{prefix}_ring_tap_ring", stage.i.bits, stage.depth)
+        return
+    rows = stage.walk.geometry.kernel[0]
+    for bank in range(rows):
+        name = f"{prefix}_ring_bank{bank}_ring"
+        yield _ram(name, stage.i.bits, stage.words // rows)
+
+
+def audit_facts(dataflow: Dataflow, top: str) -> AuditFacts:
+    """Accumulators, multipliers, and memories with their contents, by Verilog module.
+
+    Parameters
+    ----------
+    dataflow : Dataflow
+    top : str
+        Name of the top module.
+    """
+    modules: list[ModuleFacts] = []
+    for stage in dataflow.stages:
+        if isinstance(stage, Mac):
+            modules += _mac(top, stage)
+        elif isinstance(stage, Window):
+            modules += _window(top, stage)
+    return AuditFacts(modules=tuple(modules))
