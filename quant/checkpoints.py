@@ -218,7 +218,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(data, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for corrupt files, pickle's among them
-        reason = str(error).strip().split("\n")[0]
+        # The first sentence: those after it advise to run what the file holds.
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise BadNetwork(
             f"{path}: must be a whole file of tensors only, a state_dict saved by torch.save "
             f"({reason}); save model.state_dict() again"

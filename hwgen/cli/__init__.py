@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from hwgen import __version__
 from hwgen.cli import commands
-from hwgen.errors import HwgenError
+from hwgen.errors import HwgenError, Mismatch
 
 __all__ = ["main", "parser"]
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except HwgenError as error:
         print(f"hwgen {arguments.command}: error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, Mismatch) else 2
     except KeyboardInterrupt:
         print(
             f"hwgen {arguments.command}: interrupted; the same command goes on with what is finished",

@@ -342,10 +342,38 @@ def _explore(arguments: Arguments) -> int:
         out=arguments.out,
         progress=args.progress(),
     )
-    print(
-        f"{len(points)} points: {arguments.out / 'points.csv'}, {arguments.out / 'accuracy-lut.png'}"
-    )
+    _points_table(points)
+    for point in points:
+        if "reason" in point:
+            print(f"{point['bits']} bits, {point['fps_target']:,g} frames/s: {point['reason']}")
+    print(f"written to {arguments.out}: points.csv, points.json, accuracy-lut.png, accuracy-lut.svg")
     return 0
+
+
+def _points_table(points: list[dict[str, Any]]) -> None:
+    """What a sweep found; a column that no point has a figure for is left out."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = (
+        ("bits", "bits", "{}"),
+        ("fps_target", "frames/s asked", "{:,g}"),
+        ("accuracy_integer", "accuracy", "{:.2%}"),
+        ("multipliers", "multipliers", "{:,}"),
+        ("lut", "LUT", "{:,}"),
+        ("ff", "FF", "{:,}"),
+        ("dsp", "DSP", "{:,}"),
+        ("bram_blocks", "BRAM", "{:,}"),
+        ("fps", "frames/s routed", "{:,.0f}"),
+        ("status", "status", "{}"),
+    )
+    shown = [column for column in columns if any(column[0] in point for point in points)]
+    table = Table()
+    for _, title, _ in shown:
+        table.add_column(title, justify="right")
+    for point in points:
+        table.add_row(*(form.format(point[key]) if key in point else "" for key, _, form in shown))
+    Console().print(table)
 
 
 def _nothing(part: argparse.ArgumentParser) -> None:

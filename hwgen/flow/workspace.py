@@ -42,7 +42,6 @@ class Workspace:
 
     def __post_init__(self) -> None:
         ensure_folder(self.folder)
-        ensure_folder(self.folder / "steps")
         self.seconds = {**(_read(self.folder / "timing.json") or {}), **self.seconds}
 
     def step(self, name: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -52,7 +51,7 @@ class Workspace:
         """
         path = self.folder / "steps" / f"{name}.json"
         saved = _read(path)
-        if saved is None or saved.get("key") != key:
+        if saved is None or saved.get("key") != key or not isinstance(saved.get("result"), dict):
             start = time.perf_counter()
             outcome = compute()
             self.seconds[name] = {
@@ -60,6 +59,7 @@ class Workspace:
                 **outcome.get("timing", {}),
             }
             self.save_timing()
+            ensure_folder(path.parent)
             saved = {"key": key, "result": outcome["result"]}
             write_json(path, saved)
         result: dict[str, Any] = saved["result"]
