@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -128,9 +129,12 @@ def children(node: Any) -> Iterator[Any]:
 def _parser() -> Any:
     """pyverilog's parser; its tables stay in memory, where its own constructor writes a file."""
     try:
-        from ply import yacc
-        from pyverilog.vparser.lexer import VerilogLexer
-        from pyverilog.vparser.parser import VerilogParser
+        # Importing pyverilog leaves its VERSION file open, which Python may report much later.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            from ply import yacc
+            from pyverilog.vparser.lexer import VerilogLexer
+            from pyverilog.vparser.parser import VerilogParser
     except ImportError as error:
         raise MissingTool(
             "reading Verilog back needs the package pyverilog; install it: pip install pyverilog"
