@@ -96,8 +96,8 @@ def _port_lines(name: str, port: AxiPort) -> list[str]:
     shape = "x".join(map(str, tensor.shape))
     return [
         f"{name}: {shape} codes of {tensor.width} bits, {sign}, {layout.beats} beats a frame;",
-        f"  pixels row by row, {layout.lanes} of {tensor.channels} channels a beat, lowest first,"
-        f" {port.lane_bytes} byte(s) a lane;",
+        f"  pixels row by row, {layout.lanes} of {tensor.channels} channels a beat, lowest first;",
+        f"  {port.lane_bytes} byte(s) a lane, extended by its sign where it has one;",
         f"  tdata has {port.data_bytes} byte(s), tlast marks the last beat of a frame.",
     ]
 
