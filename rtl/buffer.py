@@ -6,8 +6,9 @@ from typing import Any
 
 from amaranth.hdl import Module, Mux, Shape, ShapeLike, Signal
 from amaranth.lib import stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
+
+from rtl.memory import add_ram, as_bits
 
 __all__ = ["OutputBuffer"]
 
@@ -83,8 +84,8 @@ class OutputBuffer(wiring.Component):
         """Entry 0 is the oldest; a free entry may load anything, the level tells what counts."""
         width = Shape.cast(self.shape).width
         entries = [Signal(width, name=f"entry_{k}", reset_less=True) for k in range(self.depth)]
-        m.d.comb += self.o.payload.eq(entries[0])
-        fresh = self.w_data.as_value() if hasattr(self.w_data, "as_value") else self.w_data
+        m.d.comb += as_bits(self.o.payload).eq(entries[0])
+        fresh = as_bits(self.w_data)
         for k, entry in enumerate(entries):
             # An entry loads when it is free or moves on: the beat above it if there is one, which
             # there is not where it is free, so that the choice needs the level alone.
@@ -95,17 +96,20 @@ class OutputBuffer(wiring.Component):
                 )
 
     def _ring(self, m: Module, taken: Signal) -> None:
-        m.submodules.fifo = fifo = Memory(shape=self.shape, depth=self.depth, init=[])
-        write, read = fifo.write_port(), fifo.read_port(domain="comb")
         w_index = Signal(range(self.depth))
         r_index = Signal(range(self.depth))
-        m.d.comb += [
-            write.en.eq(self.w_en),
-            write.addr.eq(w_index),
-            write.data.eq(self.w_data),
-            read.addr.eq(r_index),
-            self.o.payload.eq(read.data),
-        ]
+        word = add_ram(
+            m,
+            "fifo",
+            Shape.cast(self.shape).width,
+            self.depth,
+            w_en=self.w_en,
+            w_addr=w_index,
+            w_data=as_bits(self.w_data),
+            r_addr=r_index,
+            latency=0,
+        )
+        m.d.comb += as_bits(self.o.payload).eq(word)
         for index, step in ((w_index, self.w_en), (r_index, taken)):
             with m.If(step):
                 m.d.sync += index.eq(Mux(index == self.depth - 1, 0, index + 1))

@@ -18,55 +18,12 @@ from rtl.memory import Rom
 from rtl.requant import Requantizer, shape_interval
 from rtl.rescale import delayed
 from rtl.vector import VectorBuffer
+from rtl.weights import WeightMemory
 
-__all__ = ["MacArray", "MacStage", "WeightMemory"]
+__all__ = ["MacArray", "MacStage"]
 
-
-class WeightMemory(wiring.Component):
-    """The weights of each step, in the order of the steps.
-
-    Parameters
-    ----------
-    weights : int64 array
-        ``(folds, words, out_lanes, in_lanes)``.
-    weight_shape : Shape
-        Format of a stored weight.
-
-    Members
-    -------
-    step : ``In(1)``
-        The current step fires.
-    restart : ``In(1)``
-        The current step is the last of a vector.
-    data : ``Out(ArrayLayout(weight_shape, out_lanes * in_lanes))``
-        Of the step of the cycle before; weight ``out * in_lanes + in``.
-    """
-
-    def __init__(self, weights: NDArray[np.int64], weight_shape: Shape) -> None:
-        folds, words, out_lanes, in_lanes = weights.shape
-        lanes, width = out_lanes * in_lanes, weight_shape.width
-        mask = (1 << width) - 1
-        self.words = [
-            sum((int(code) & mask) << (k * width) for k, code in enumerate(row))
-            for row in weights.reshape(folds * words, lanes)
-        ]
-        self.width = lanes * width
-        super().__init__(
-            {
-                "step": In(1),
-                "restart": In(1),
-                "data": Out(data.ArrayLayout(weight_shape, lanes)),
-            }
-        )
-
-    def elaborate(self, platform: object) -> Any:
-        m = Module()
-        m.submodules.rom_weights = rom = Rom(self.words, self.width)
-        address = Signal(range(len(self.words)))
-        with m.If(self.step):
-            m.d.sync += address.eq(Mux(self.restart, 0, address + 1))
-        m.d.comb += [rom.addr.eq(address), self.data.as_value().eq(rom.data)]
-        return m
+SHALLOW = 16
+"""Folds up to which the biases are lookup tables in front of a register and no block memory."""
 
 
 class MacArray(wiring.Component):
@@ -173,8 +130,10 @@ class MacArray(wiring.Component):
         with m.If(arrives):
             m.d.sync += begins.eq(ends)
         m.d.sync += self.done.eq(ends)
-        early = delayed(m, self.valid & self.last, reach - 1, "ends_early")
-        for out, (total, bias) in enumerate(zip(sums, self._bias(m, early), strict=True)):
+        # A block memory is slow: behind one stands another register, its fold counted earlier.
+        ahead = 1 + int(self.folds > SHALLOW)
+        early = delayed(m, self.valid & self.last, reach - ahead, "ends_early")
+        for out, (total, bias) in enumerate(zip(sums, self._bias(m, early, ahead), strict=True)):
             acc = Signal(signed(self.acc_width), name=f"acc_{out}", reset_less=True)
             start = bias if self.words == 1 else Mux(begins, bias, acc)
             with m.If(arrives):
@@ -196,15 +155,20 @@ class MacArray(wiring.Component):
             products.append(product)
         return registered_tree(m, products, shapes[1:], lambda a, b: a + b, f"sum_{out}")
 
-    def _bias(self, m: Module, ends_early: Any) -> list[Any]:
-        """Bias of each lane for the fold that arrives; counts folds a cycle before."""
+    def _bias(self, m: Module, ends_early: Any, ahead: int) -> list[Any]:
+        """Bias of each lane for the fold that arrives; counts folds ``ahead`` cycles before."""
         mask, width = (1 << self.acc_width) - 1, self.acc_width
         if self.folds == 1:
             return [self._bias_constant(int(code)) for code in self.bias[0]]
-        fold, arriving = Signal(range(self.folds)), Signal(range(self.folds), reset_less=True)
+        fold = Signal(range(self.folds), name="fold_next")
         with m.If(ends_early):
             m.d.sync += fold.eq(Mux(fold == self.folds - 1, 0, fold + 1))
-        m.d.sync += [arriving.eq(fold), self.fold.eq(arriving)]
+        arriving: Any = fold
+        for k in range(ahead):
+            later = Signal(range(self.folds), name=f"fold_{k + 1}", reset_less=True)
+            m.d.sync += later.eq(arriving)
+            arriving = later
+        m.d.sync += self.fold.eq(arriving)
         varying = [out for out in range(self.out_lanes) if len(set(self.bias[:, out].tolist())) > 1]
         biases: list[Any] = [self._bias_constant(int(code)) for code in self.bias[0]]
         if varying:
@@ -212,10 +176,15 @@ class MacArray(wiring.Component):
                 sum((int(row[out]) & mask) << (k * width) for k, out in enumerate(varying))
                 for row in self.bias
             ]
-            m.submodules.rom_bias = rom = Rom(words, width * len(varying))
+            m.submodules.bias = rom = Rom(words, width * len(varying))
             m.d.comb += rom.addr.eq(fold)
+            word: Any = rom.data
+            for k in range(1, ahead):
+                later = Signal(len(word), name=f"bias_{k}", reset_less=True)
+                m.d.sync += later.eq(word)
+                word = later
             for k, out in enumerate(varying):
-                biases[out] = rom.data[k * width : (k + 1) * width].as_signed()
+                biases[out] = word[k * width : (k + 1) * width].as_signed()
         return biases
 
     def _bias_constant(self, code: int) -> Any:
@@ -326,23 +295,26 @@ class MacStage(wiring.Component):
 
     def elaborate(self, platform: object) -> Any:
         m = Module()
-        m.submodules.mac_vector = vector = self.vector
-        m.submodules.mac_weights = weights = self.weights
+        m.submodules.vector = vector = self.vector
+        m.submodules.weights = weights = self.weights
         m.submodules.array = array = self.array
         m.submodules.buffer = buffer = OutputBuffer(self.o.payload.shape(), self.out_depth)
-        step, result = Signal(), array.acc
+        step = Signal()
+        result = array.acc
         wiring.connect(m, wiring.flipped(self.i), vector.i)
         wiring.connect(m, wiring.flipped(self.o), buffer.o)
         m.d.comb += [
             step.eq(vector.readable & (buffer.available | ~vector.last)),
             vector.step.eq(step),
             weights.step.eq(step),
-            weights.restart.eq(vector.ends),
             array.x.eq(vector.data),
             array.w.eq(weights.data),
             buffer.reserve.eq(step & vector.last),
         ]
-        m.d.sync += [array.valid.eq(step), array.last.eq(vector.last)]
+        issued = Signal()
+        issued_last = Signal()
+        m.d.sync += [issued.eq(step), issued_last.eq(vector.last)]
+        m.d.comb += [array.valid.eq(issued), array.last.eq(issued_last)]
         if self.requantizer is not None:
             m.submodules.requantizer = requantizer = self.requantizer
             m.d.comb += [requantizer.i.eq(array.acc), requantizer.fold.eq(array.fold)]

@@ -2,66 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
-from amaranth.hdl import Module, ShapeLike, unsigned
+from amaranth.hdl import (
+    Const,
+    MemoryData,
+    MemoryInstance,
+    Module,
+    Signal,
+    unsigned,
+)
 from amaranth.lib import wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["Ram", "Rom"]
+__all__ = ["Rom", "add_ram", "add_rom", "as_bits"]
 
 
-class Ram(wiring.Component):
-    """Simple dual-port memory: what is written in cycle ``t`` can be addressed from ``t + 1``.
+def as_bits(value: Any) -> Any:
+    """The bits of a value or of a view."""
+    return value.as_value() if hasattr(value, "as_value") else value
 
-    ``r_data`` belongs to the ``r_addr`` of the cycle before. Reading a word in the cycle that
-    writes it is left to the device: no stage uses such a word.
+
+def add_ram(
+    m: Module,
+    name: str,
+    width: int,
+    depth: int,
+    *,
+    w_en: Any,
+    w_addr: Any,
+    w_data: Any,
+    r_addr: Any,
+    latency: Literal[0, 1] = 1,
+) -> Signal:
+    """Add a writable memory to a module; its submodule's name is that of the array in Verilog.
+
+    Reading a word in the cycle that writes it is left to the device: no stage uses such a word.
 
     Parameters
     ----------
-    shape : shape-like
-        A word.
-    depth : int
-        Words, at least 1.
-    init : iterable, optional
-        First contents; zeros without.
+    name : str
+        Of the array.
+    width, depth : int
+        Bits of a word; words, at least 1. They are 0 at power-up.
+    w_en, w_addr, w_data, r_addr : Value
+        What is written in cycle ``t`` can be addressed from ``t + 1``.
+    latency : 0 or 1
+        Cycles from ``r_addr`` to the word.
 
-    Members
+    Returns
     -------
-    w_en, w_addr, w_data : ``In(1)``, ``In(range(depth))``, ``In(shape)``
-    r_addr, r_data : ``In(range(depth))``, ``Out(shape)``
+    Signal ``<name>_data``
     """
+    if depth < 1:
+        raise ValueError(f"the depth of a memory must be at least 1, not {depth}")
+    # The primitive below Memory: the ports of that one would name the nets of the stage.
+    contents = MemoryData(shape=unsigned(width), depth=depth, init=())
+    m.submodules[name] = memory = MemoryInstance(data=contents)
+    word = Signal(width, name=f"{name}_data", reset_less=True)
+    memory.write_port(domain="sync", addr=w_addr, data=w_data, en=w_en)
+    domain = "sync" if latency else "comb"
+    memory.read_port(domain=domain, addr=r_addr, data=word, en=Const(1), transparent_for=())
+    return word
 
-    def __init__(self, shape: ShapeLike, depth: int, *, init: Iterable[Any] | None = None) -> None:
-        if depth < 1:
-            raise ValueError(f"the depth of a memory must be at least 1, not {depth}")
-        self.shape = shape
-        self.depth = depth
-        self.init = [] if init is None else list(init)
-        super().__init__(
-            {
-                "w_en": In(1),
-                "w_addr": In(range(depth)),
-                "w_data": In(shape),
-                "r_addr": In(range(depth)),
-                "r_data": Out(shape),
-            }
-        )
 
-    def elaborate(self, platform: object) -> Any:
-        m = Module()
-        m.submodules.ram = ram = Memory(shape=self.shape, depth=self.depth, init=self.init)
-        write, read = ram.write_port(), ram.read_port()
-        m.d.comb += [
-            write.en.eq(self.w_en),
-            write.addr.eq(self.w_addr),
-            write.data.eq(self.w_data),
-            read.addr.eq(self.r_addr),
-            self.r_data.eq(read.data),
-        ]
-        return m
+def add_rom(
+    m: Module, name: str, words: Sequence[int], width: int, addr: Any, move: Any = None
+) -> Any:
+    """Add a read-only memory to a module, or nothing where all words are alike.
+
+    Returns
+    -------
+    Signal ``<name>_data`` or Const
+        Word at the ``addr`` of the last cycle with ``move``, of the cycle before without; a
+        constant where all words are alike.
+    """
+    if len(set(words)) == 1:
+        return Const(words[0], width)
+    contents = MemoryData(shape=unsigned(width), depth=len(words), init=words)
+    m.submodules[name] = memory = MemoryInstance(data=contents)
+    word = Signal(width, name=f"{name}_data", reset_less=True)
+    en = Const(1) if move is None else move
+    memory.read_port(domain="sync", addr=addr, data=word, en=en, transparent_for=())
+    return word
 
 
 class Rom(wiring.Component):
@@ -90,12 +114,5 @@ class Rom(wiring.Component):
 
     def elaborate(self, platform: object) -> Any:
         m = Module()
-        if len(set(self.words)) == 1:
-            m.d.comb += self.data.eq(self.words[0])
-            return m
-        m.submodules.rom = rom = Memory(
-            shape=unsigned(self.width), depth=len(self.words), init=self.words
-        )
-        read = rom.read_port()
-        m.d.comb += [read.addr.eq(self.addr), self.data.eq(read.data)]
+        m.d.comb += self.data.eq(add_rom(m, "rom", self.words, self.width, self.addr))
         return m

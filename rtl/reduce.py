@@ -104,7 +104,8 @@ class Reduce(wiring.Component):
     def elaborate(self, platform: object) -> Any:
         m = Module()
         m.submodules.buffer = buffer = self.buffer
-        take, reach = Signal(), tree_latency(self.rows)
+        take = Signal()
+        reach = tree_latency(self.rows)
         last = self._last(m, take)
         m.d.comb += [
             self.i.ready.eq(buffer.available | ~last),

@@ -15,7 +15,7 @@ from amaranth.lib.wiring import In, Out
 
 from hwgen.ir.walk import Walk
 from rtl.address import held, lookup, select
-from rtl.memory import Ram
+from rtl.memory import add_ram, as_bits
 from rtl.requant import interval_shape
 
 __all__ = ["BankedRing", "RingLevel", "TapRing", "WalkDeltas"]
@@ -244,26 +244,27 @@ class TapRing(wiring.Component):
 
     def elaborate(self, platform: object) -> Any:
         m = Module()
-        m.submodules.tap_ring = ring = Ram(self.word, self.depth)
         w_addr = Signal(range(self.depth))
         with m.If(self.w_en):
             m.d.sync += w_addr.eq(Mux(w_addr == self.depth - 1, 0, w_addr + 1))
         bits = Shape.cast(self.word).width
-        word, outside = Signal(bits, name="word", reset_less=True), Signal(reset_less=True)
-        m.d.sync += [word.eq(as_bits(ring.r_data)), outside.eq(self.outside)]
+        word = Signal(bits, reset_less=True)
+        masked = Signal(reset_less=True)
+        read = add_ram(
+            m,
+            "ring",
+            bits,
+            self.depth,
+            w_en=self.w_en,
+            w_addr=w_addr,
+            w_data=as_bits(self.w_data),
+            r_addr=self.r_addr,
+        )
+        m.d.sync += [word.eq(read), masked.eq(self.outside)]
         m.d.comb += [
-            ring.w_en.eq(self.w_en),
-            ring.w_addr.eq(w_addr),
-            ring.w_data.eq(self.w_data),
-            ring.r_addr.eq(self.r_addr),
-            as_bits(self.r_data).eq(Mux(outside, Const(self.pad, bits), word)),
+            as_bits(self.r_data).eq(Mux(masked, Const(self.pad, bits), word)),
         ]
         return m
-
-
-def as_bits(value: Any) -> Any:
-    """The bits of a value or of a view."""
-    return value.as_value() if hasattr(value, "as_value") else value
 
 
 class BankedRing(wiring.Component):
@@ -324,19 +325,20 @@ class BankedRing(wiring.Component):
         bits = Shape.cast(self.word).width
         words = []
         for b in range(self.banks):
-            bank = Ram(self.word, self.slots * self.row_words)
-            m.submodules[f"bank{b}_ring"] = bank
+            # The last bank never lies below the turn.
+            last = b == self.banks - 1
+            read = add_ram(
+                m,
+                f"ring_{b}",
+                bits,
+                self.slots * self.row_words,
+                w_en=self.w_en & w_bank[b],
+                w_addr=w_addr,
+                w_data=as_bits(self.w_data),
+                r_addr=self.low if last else Mux(self.turn > b, self.high, self.low),
+            )
             word = Signal(bits, name=f"word_{b}", reset_less=True)
-            m.d.comb += [
-                bank.w_en.eq(self.w_en & w_bank[b]),
-                bank.w_addr.eq(w_addr),
-                bank.w_data.eq(self.w_data),
-                # The last bank never lies below the turn.
-                bank.r_addr.eq(
-                    self.low if b == self.banks - 1 else Mux(self.turn > b, self.high, self.low)
-                ),
-            ]
-            m.d.sync += word.eq(as_bits(bank.r_data))
+            m.d.sync += word.eq(read)
             words.append(word)
         turn = Signal(range(self.banks), name="turn_read", reset_less=True)
         m.d.sync += turn.eq(self.turn)

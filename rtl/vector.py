@@ -9,7 +9,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from rtl.address import Loop, LoopNest, held, select
-from rtl.memory import Ram
+from rtl.memory import add_ram
 
 __all__ = ["VectorBuffer"]
 
@@ -72,7 +72,6 @@ class VectorBuffer(wiring.Component):
 
     def elaborate(self, platform: object) -> Any:
         m = Module()
-        m.submodules.words_vector = ram = Ram(self.word, self.capacity)
         m.submodules.nest = nest = LoopNest([Loop("word", self.vector), Loop("fold", self.folds)])
 
         def flag(name: str, next_value: Any, first: bool) -> Any:
@@ -93,9 +92,10 @@ class VectorBuffer(wiring.Component):
             nest.step.eq(self.step),
             self.last.eq(by_move("word_last", 0, 1, 1)),
             self.ends.eq(by_move("vector_ends", 0, 0, 1)),
-            self.data.eq(ram.r_data),
         ]
-        write, consume, release = Signal(), Signal(), Signal()
+        write = Signal()
+        consume = Signal()
+        release = Signal()
         shape = signed((self.capacity - 1).bit_length() + 1)
         # Words not yet read, and free words, each less one: the sign is the flag.
         ahead = Signal(shape, init=-1)
@@ -108,10 +108,10 @@ class VectorBuffer(wiring.Component):
             release.eq(self.step & last_fold),
         ]
         m.d.sync += [ahead.eq(ahead + write - consume), space.eq(space - write + release)]
-        self._addresses(m, ram, write, replay)
+        self._memory(m, write, replay)
         return m
 
-    def _addresses(self, m: Module, ram: Ram, write: Any, replay: Any) -> None:
+    def _memory(self, m: Module, write: Any, replay: Any) -> None:
         def after(address: Signal) -> Any:
             return Mux(address == self.capacity - 1, 0, address + 1)
 
@@ -124,9 +124,14 @@ class VectorBuffer(wiring.Component):
             m.d.sync += r_addr.eq(Mux(replay, begin, after(r_addr)))
             with m.If(self.ends):
                 m.d.sync += begin.eq(after(r_addr))
-        m.d.comb += [
-            ram.w_en.eq(write),
-            ram.w_addr.eq(w_addr),
-            ram.w_data.eq(self.i.payload),
-            ram.r_addr.eq(r_addr),
-        ]
+        word = add_ram(
+            m,
+            "vector",
+            self.word.size,
+            self.capacity,
+            w_en=write,
+            w_addr=w_addr,
+            w_data=self.i.payload.as_value(),
+            r_addr=r_addr,
+        )
+        m.d.comb += self.data.as_value().eq(word)

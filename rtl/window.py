@@ -15,9 +15,10 @@ from hwgen.ir.timing import MEMORY_READ
 from hwgen.ir.walk import Walk, WindowMode
 from rtl.address import Loop, LoopNest, RingAddress, held, level_deltas, select
 from rtl.buffer import OutputBuffer
+from rtl.memory import as_bits
 from rtl.requant import interval_shape
 from rtl.rescale import delayed
-from rtl.ring import BankedRing, RingLevel, TapRing, as_bits
+from rtl.ring import BankedRing, RingLevel, TapRing
 
 __all__ = ["Window"]
 
@@ -132,7 +133,8 @@ class Window(wiring.Component):
         m.submodules.level = level = RingLevel(
             self.walk, self.words, len(loops) - 2, nest.first_move
         )
-        write, step = Signal(), Signal()
+        write = Signal()
+        step = Signal()
         emits = self._emits(m, step, nest)
         m.d.comb += [
             self.i.ready.eq(level.writable),
@@ -246,7 +248,7 @@ class Window(wiring.Component):
         g, groups = self.walk.geometry, self.walk.groups
         strides = self._strides(groups, groups * g.width, groups * g.width) | {"group": 1}
         frame = g.height * g.width * groups
-        m.submodules.address = address = RingAddress(
+        m.submodules.tap_address = address = RingAddress(
             self.depth,
             -(g.padding[0] * g.width + g.padding[1]) * groups,
             level_deltas(self.loops, strides, frame),
@@ -347,8 +349,8 @@ class Window(wiring.Component):
         self, m: Module, words: Sequence[Any], step: Any, emits: Any, buffer: OutputBuffer
     ) -> None:
         """Hand out what the ring read two cycles ago, in FULL mode beside the older columns."""
-        reads = delayed(m, step, MEMORY_READ, "reads")
         older = self.walk.geometry.kernel[1] - 1 if self.walk.mode is WindowMode.FULL else 0
+        reads = delayed(m, step, MEMORY_READ, "reads") if older else Const(0)
         window = []
         for ky, word in enumerate(as_bits(word) for word in words):
             taps = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from amaranth.hdl import Module, Signal, signed, unsigned
@@ -12,7 +12,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 
 from rtl.buffer import OutputBuffer
-from rtl.memory import Ram, Rom
+from rtl.memory import Rom, add_ram
 from tests.rtl.bench import Beat, OutputModel, run_stream
 
 
@@ -80,8 +80,9 @@ def test_scalar_payload() -> None:
 def test_depth_must_be_positive() -> None:
     with pytest.raises(ValueError, match="must be at least 1, not 0"):
         OutputBuffer(unsigned(1), 0)
+    bit = Signal()
     with pytest.raises(ValueError, match="must be at least 1, not 0"):
-        Ram(unsigned(1), 0)
+        add_ram(Module(), "ram", 1, 0, w_en=bit, w_addr=bit, w_data=bit, r_addr=bit)
 
 
 def simulate(dut: Any, testbench: Any) -> None:
@@ -95,28 +96,57 @@ def simulate(dut: Any, testbench: Any) -> None:
     simulator.run()
 
 
+class Ram(wiring.Component):
+    def __init__(self, width: int, depth: int, latency: Literal[0, 1]) -> None:
+        self.width, self.depth, self.latency = width, depth, latency
+        super().__init__(
+            {
+                "w_en": In(1),
+                "w_addr": In(range(depth)),
+                "w_data": In(width),
+                "r_addr": In(range(depth)),
+                "r_data": Out(width),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Any:
+        m = Module()
+        word = add_ram(
+            m, "ram", self.width, self.depth, w_en=self.w_en, w_addr=self.w_addr,
+            w_data=self.w_data, r_addr=self.r_addr, latency=self.latency,
+        )  # fmt: skip
+        m.d.comb += self.r_data.eq(word)
+        return m
+
+
+@pytest.mark.parametrize("latency", [0, 1])
 @pytest.mark.parametrize("depth", [1, 2, 5, 8])
-def test_ram_reads_a_word_the_cycle_after_it_was_written(depth: int) -> None:
-    dut = Ram(signed(6), depth, init=range(-depth, 0))
+def test_ram_reads_a_word_the_cycle_after_it_was_written(
+    depth: int, latency: Literal[0, 1]
+) -> None:
+    dut = Ram(6, depth, latency)
 
     async def testbench(ctx: Any) -> None:
-        rng, words, written = random.Random(depth), list(range(-depth, 0)), -1
+        rng, words, written = random.Random(depth), [0] * depth, -1
         for _ in range(200):
             # Not the word being written in this very cycle: that one is the device's choice.
             address = rng.randrange(depth)
             enable = rng.random() < 0.6
             written = rng.randrange(depth)
             enable = enable and written != address
-            value = rng.randint(-32, 31)
+            value = rng.randrange(64)
             ctx.set(dut.w_en, enable)
             ctx.set(dut.w_addr, written)
             ctx.set(dut.w_data, value)
             ctx.set(dut.r_addr, address)
             expected = words[address]
+            if not latency:
+                assert ctx.get(dut.r_data) == expected
             if enable:
                 words[written] = value
             await ctx.tick()
-            assert ctx.get(dut.r_data) == expected
+            if latency:
+                assert ctx.get(dut.r_data) == expected
 
     simulate(dut, testbench)
 
