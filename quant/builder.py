@@ -134,15 +134,13 @@ class Builder:
         return self.formats[root]
 
     def _constants(
-        self, layer: fg.Conv | fg.Linear, source_frac: int, out: Fixed | None
+        self, layer: fg.Conv | fg.Linear, source_frac: int
     ) -> tuple[Weights, Bias | None, int]:
         """Weights, biases and the accumulator's fraction bits."""
         bits, seen = self.config.of(layer.name), self.seen.layers[layer.name]
         corrected = self.config.correct_biases
         far = float(np.abs(layer.bias).max())
         finest = FINEST_ACCUMULATOR - max(0, ceil(log2(far)) if far else 0)
-        if out is not None:
-            finest = min(finest, FINEST_ACCUMULATOR + out.frac)
         form = choose_format(
             layer.weight,
             width=bits.weights,
@@ -176,7 +174,7 @@ class Builder:
         (source,), (kind,) = self._sources(group)
         raw = group.last is layer and is_result(self.graph, layer.name)
         out = None if raw else self._output_format(group)
-        weights, bias, frac = self._constants(layer, self.fracs[source], out)
+        weights, bias, frac = self._constants(layer, self.fracs[source])
         shape = self.graph.shape(layer.name)
         geometry = None
         if isinstance(layer, fg.Conv) and len(kind.shape) == 1:  # a point of a 1x1 image

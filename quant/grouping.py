@@ -81,7 +81,7 @@ def group_nodes(graph: FloatGraph) -> tuple[Group, ...]:
 
 def _only_reader(graph: FloatGraph, name: str) -> Node | None:
     readers = graph.consumers(name)
-    return readers[0] if len(readers) == 1 and name != graph.output else None
+    return readers[0] if len(readers) == 1 else None  # none of the output
 
 
 def joint_formats(groups: tuple[Group, ...]) -> dict[str, str]:
@@ -116,12 +116,11 @@ def never_negative(graph: FloatGraph, name: str) -> bool:
 
 def is_result(graph: FloatGraph, name: str) -> bool:
     """Whether a tensor's values are the network's, at most selected from or flattened."""
-    readers = graph.consumers(name)
     if name == graph.output:
-        return not readers
-    return (
-        len(readers) == 1 and isinstance(readers[0], _Selects) and is_result(graph, readers[0].name)
-    )
+        return True
+    readers = graph.consumers(name)
+    selected = len(readers) == 1 and isinstance(readers[0], _Selects)
+    return selected and is_result(graph, readers[0].name)
 
 
 def check_vectors(graph: FloatGraph) -> None:

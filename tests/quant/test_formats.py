@@ -60,6 +60,16 @@ def test_max_is_the_finest_without_saturation(
     assert saturates(values, finer) or not values.any()
 
 
+@pytest.mark.parametrize("width", [1, 2, 8, 16])
+def test_half_a_step_beyond_the_last_code_does_not_saturate(width: int) -> None:
+    low = -(2 ** (width - 1)) - 0.5
+    assert choose(np.array([low]), width, Calibration.MAX).frac == 0
+    assert choose(np.array([low - 1e-6]), width, Calibration.MAX).frac == -1
+    high = 2**width - 0.5
+    assert choose(np.array([high]), width, Calibration.MAX, signed=False).frac == 0
+    assert choose(np.array([high + 1e-6]), width, Calibration.MAX, signed=False).frac == -1
+
+
 @given(VALUES, st.integers(1, 16))
 def test_unsigned_formats_look_at_positive_values_only(
     values: NDArray[np.float64], width: int

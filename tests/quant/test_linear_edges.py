@@ -14,6 +14,7 @@ from hwgen.ir import Concat as IntegerConcat
 from hwgen.ir import Conv as IntegerConv
 from hwgen.ir import Linear as IntegerLinear
 from quant.config import LayerBits, QuantConfig
+from quant.formats import Calibration
 from quant.graph import (
     Add,
     ChannelAffine,
@@ -99,6 +100,33 @@ def test_dead_and_huge_layers(scale: float, bias: float) -> None:
     for bits in (1, 8, 16):
         network, _ = quantise(graph, bits=LayerBits(weights=bits, activations=bits, biases=bits))
         network.values(pixels(graph, 4))
+
+
+@pytest.mark.parametrize("dead", [1e-20, 1e-38])
+def test_a_dead_branch_may_be_added(dead: float) -> None:
+    maker = Maker((1, 6, 6), np.random.default_rng(0))
+    weight = maker.rng.normal(0, 1, (2, 1, 3, 3))
+    live = maker.put(Conv, INPUT, weight=weight, bias=np.zeros(2))
+    faint = maker.put(Conv, INPUT, weight=weight * dead, bias=np.zeros(2))
+    total = maker.put(Relu, maker.put(Add, live, faint))
+    network, whole = quantise(maker.graph(maker.linear(maker.put(Flatten, total), 2)))
+    images = pixels(whole, 8)
+    expected = floats(whole, images)[whole.output]
+    assert np.abs(real(network.output_type, network.evaluate(images)) - expected).max() < 1.0
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1.0, 1e6])
+def test_batch_norms_of_any_scale(scale: float) -> None:
+    """Products of wide accumulators and multipliers, and faint factors, fit 62 bits."""
+    maker = Maker((64, 6, 6), np.random.default_rng(0))
+    x = maker.put(Relu, maker.conv(INPUT, 4, same=True))
+    gains = np.array([scale, -scale, scale / 3, 0.0])
+    x = maker.put(ChannelAffine, x, scale=gains, offset=np.array([1.0, -50.0, 0.3, 0.0]))
+    graph = maker.graph(maker.conv(x, 2, same=True))
+    for bits in (2, 16):
+        network, _ = quantise(graph, bits=widths(bits), scale_bits=24, activations=Calibration.MAX)
+        images = pixels(graph, 4)
+        assert np.array_equal(network.evaluate(images), network.reference(images))
 
 
 # --- vectors of global pools ------------------------------------------------------------------
