@@ -345,8 +345,10 @@ def _explore(arguments: Arguments) -> int:
     _points_table(points)
     for point in points:
         if "reason" in point:
-            print(f"{point['bits']} bits, {point['fps_target']:,g} frames/s: {point['reason']}")
-    print(f"written to {arguments.out}: points.csv, points.json, accuracy-lut.png, accuracy-lut.svg")
+            print(f"{point['bits']} bits, {point['fps_target']:,.10g} frames/s: {point['reason']}")
+    print(
+        f"written to {arguments.out}: points.csv, points.json, accuracy-lut.png, accuracy-lut.svg"
+    )
     return 0
 
 
@@ -357,14 +359,13 @@ def _points_table(points: list[dict[str, Any]]) -> None:
 
     columns = (
         ("bits", "bits", "{}"),
-        ("fps_target", "frames/s asked", "{:,g}"),
+        ("fps_target", "frames/s", "{:,.10g}"),
         ("accuracy_integer", "accuracy", "{:.2%}"),
-        ("multipliers", "multipliers", "{:,}"),
+        ("multipliers", "mult.", "{:,}"),
         ("lut", "LUT", "{:,}"),
-        ("ff", "FF", "{:,}"),
         ("dsp", "DSP", "{:,}"),
         ("bram_blocks", "BRAM", "{:,}"),
-        ("fps", "frames/s routed", "{:,.0f}"),
+        ("fps", "routed", "{:,.0f}"),
         ("status", "status", "{}"),
     )
     shown = [column for column in columns if any(column[0] in point for point in points)]

@@ -108,7 +108,7 @@ def _draw_rate(axes: Axes, points: Sequence[Point], rate: float, index: int) -> 
             markersize=7,
             color=colour,
             markerfacecolor=colour if good else "none",
-            label=f"{rate:,g} frames/s" if good else None,
+            label=f"{rate:,.10g} frames/s" if good else None,
         )
     for point in points:
         axes.annotate(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hwgen.errors import BadInput
+from hwgen.errors import BadInput, DoesNotFit
 from hwgen.targets import Part, find_part
 from quant.config import LayerBits, QuantConfig
 from quant.formats import Calibration
@@ -90,7 +90,7 @@ class HardwareOptions:
             return None
         cycles = int(self.clock_mhz * 1e6 / self.fps)
         if cycles < 1:
-            raise BadInput(
+            raise DoesNotFit(
                 f"{self.fps:g} frames a second need a clock of more than {self.clock_mhz:g} MHz; ask for fewer"
             )
         return cycles
