@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwgen.cost.audit import AuditFacts, MemoryFact, ModuleFacts, MultiplierFact
+from hwgen.ir.memory import rom_chunks
 from hwgen.ir.walk import WindowMode
 from hwgen.lower.dataflow import Dataflow
 from hwgen.lower.stages import Mac, Window
@@ -21,17 +22,18 @@ def _packed(rows: NDArray[np.int64], width: int) -> tuple[int, ...]:
     return tuple(sum((int(c) & mask) << (k * width) for k, c in enumerate(row)) for row in rows)
 
 
-def _rom(module: str, words: Sequence[int], width: int) -> Iterator[ModuleFacts]:
+def _rom(name: str, words: Sequence[int], width: int) -> Iterator[MemoryFact]:
     """A read-only memory; where all words are equal there is none."""
-    if len(set(words)) == 1:
-        return
-    memory = MemoryFact(name="rom", width=width, depth=len(words), words=tuple(words))
-    yield ModuleFacts(module=module, memories=(memory,))
+    if len(set(words)) > 1:
+        yield MemoryFact(name=name, width=width, depth=len(words), words=tuple(words))
 
 
-def _ram(module: str, width: int, depth: int) -> ModuleFacts:
-    memory = MemoryFact(name="ram", width=width, depth=depth)
-    return ModuleFacts(module=module, memories=(memory,))
+def _weights(words: Sequence[int], width: int) -> Iterator[MemoryFact]:
+    """The weight memory, split by depth where it is deep."""
+    chunks = rom_chunks(len(words), width)
+    for k, chunk in enumerate(chunks):
+        name = f"weights_{k}" if len(chunks) > 1 else "weights"
+        yield from _rom(name, words[chunk.start : chunk.stop], width)
 
 
 def _array(module: str, stage: Mac) -> ModuleFacts:
@@ -58,23 +60,30 @@ def _mac(top: str, stage: Mac) -> Iterator[ModuleFacts]:
     yield _array(f"{prefix}_array", stage)
     lanes = stage.i.lanes * stage.o.lanes
     words = _packed(stage.weights.reshape(-1, lanes), stage.weight_width)
-    yield from _rom(f"{prefix}_mac_weights_rom_weights", words, lanes * stage.weight_width)
+    width = lanes * stage.weight_width
+    memories = tuple(_weights(words, width))
+    if memories:
+        yield ModuleFacts(module=f"{prefix}_weights", memories=memories)
     width = stage.accumulator_width
     varying = (stage.bias != stage.bias[0]).any(axis=0)  # the other lanes hold theirs as constants
     biases = _packed(stage.bias[:, varying], width)
-    yield from _rom(f"{prefix}_array_rom_bias", biases, width * int(varying.sum()))
-    yield _ram(f"{prefix}_mac_vector_words_vector", stage.i.bits, stage.capacity)
+    if varying.any():
+        rom = tuple(_rom("rom", biases, width * int(varying.sum())))
+        yield ModuleFacts(module=f"{prefix}_array_bias", memories=rom)
+    vector = MemoryFact(name="vector", width=stage.i.bits, depth=stage.capacity)
+    yield ModuleFacts(module=f"{prefix}_vector", memories=(vector,))
 
 
-def _window(top: str, stage: Window) -> Iterator[ModuleFacts]:
-    prefix = f"{top}_{stage.name}"
-    if stage.walk.mode is WindowMode.TAP:
-        yield _ram(f"{prefix}_ring_tap_ring", stage.i.bits, stage.depth)
-        return
-    rows = stage.walk.geometry.kernel[0]
-    for bank in range(rows):
-        name = f"{prefix}_ring_bank{bank}_ring"
-        yield _ram(name, stage.i.bits, stage.words // rows)
+def _window(top: str, stage: Window) -> ModuleFacts:
+    """One memory, or one for each kernel row."""
+    banks, names = 1, ["ring"]
+    if stage.walk.mode is not WindowMode.TAP:
+        banks = stage.walk.geometry.kernel[0]
+        names = [f"ring_{bank}" for bank in range(banks)]
+    memories = tuple(
+        MemoryFact(name=name, width=stage.i.bits, depth=stage.words // banks) for name in names
+    )
+    return ModuleFacts(module=f"{top}_{stage.name}_ring", memories=memories)
 
 
 def audit_facts(dataflow: Dataflow, top: str) -> AuditFacts:
@@ -91,5 +100,5 @@ def audit_facts(dataflow: Dataflow, top: str) -> AuditFacts:
         if isinstance(stage, Mac):
             modules += _mac(top, stage)
         elif isinstance(stage, Window):
-            modules += _window(top, stage)
+            modules.append(_window(top, stage))
     return AuditFacts(modules=tuple(modules))
