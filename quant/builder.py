@@ -48,8 +48,8 @@ FINEST_ACTIVATION = 30
 """Most fraction bits of an activation: a tensor without values above some 1e-9 counts as 0."""
 
 FINEST_ACCUMULATOR = 46
-"""Most fraction bits of an accumulator, less those above the point that its bias needs; so that
-every shift and every stored value fits the network's 62 bits."""
+"""Most fraction bits of an accumulator, less the integer bits that its bias needs: so that every
+shift and every stored value fits the network's 62 bits. Fainter weights become 0."""
 
 
 def _type(shape: tuple[int, ...], form: Fixed) -> TensorType:
@@ -114,23 +114,22 @@ class Builder:
     def _output_format(self, group: Group) -> Fixed:
         """The format of a group's codes, from all tensors that share it."""
         root = self.joint[group.last.name]
-        if root not in self.formats:
-            tied = [name for name, other in self.joint.items() if other == root]
-            makers = [g for g in self.groups if g.last.name in tied and not g.keeps_format]
-            seen = [self.seen.tensors[name] for name in tied]
-            self.formats[root] = (
-                choose_format(
-                    np.concatenate([part for tensor in seen for part in tensor.parts]),
-                    width=max(self._activation_bits(g.node.name) for g in makers),
-                    signed=not all(never_negative(self.graph, g.last.name) for g in makers),
-                    calibration=self.config.activations,
-                    what=f"the activations of layer {group.node.name}",
-                    extremes=(min(t.low for t in seen), max(t.high for t in seen)),
-                    finest=FINEST_ACTIVATION,
-                )
-                if makers
-                else PIXEL
-            )
+        if root in self.formats:
+            return self.formats[root]
+        tied = [name for name, other in self.joint.items() if other == root]
+        makers = [g for g in self.groups if g.last.name in tied and not g.keeps_format]
+        if not makers:  # pixels alone
+            return PIXEL
+        seen = [self.seen.tensors[name] for name in tied]
+        self.formats[root] = choose_format(
+            np.concatenate([part for tensor in seen for part in tensor.parts]),
+            width=max(self._activation_bits(g.node.name) for g in makers),
+            signed=not all(never_negative(self.graph, g.last.name) for g in makers),
+            calibration=self.config.activations,
+            what=f"the activations of layer {group.node.name}",
+            extremes=(min(t.low for t in seen), max(t.high for t in seen)),
+            finest=FINEST_ACTIVATION,
+        )
         return self.formats[root]
 
     def _constants(

@@ -123,11 +123,8 @@ def choose_format(
     if calibration is Calibration.MAX:
         return form(frac)
     cost = error or (lambda candidate: _squared_error(flat, candidate))
-    # A wider range than the values' serves where there are few codes, as -1 and 0.
-    best, wider = form(frac), form(frac - 1)
+    best = form(frac)
     least = cost(best)
-    if (other := cost(wider)) < least:
-        best, least = wider, other
     for narrower in (form(frac + halvings) for halvings in range(1, NARROWEST + 1)):
         other = cost(narrower)
         if other < least:

@@ -97,6 +97,12 @@ def test_least_squares_finds_the_best_of_all(draw: str, width: int) -> None:
     assert squared_error(values, form) == min(squared_error(values, f) for f in every)
 
 
+def test_the_search_goes_on_behind_a_small_rise() -> None:
+    errors = {0: 1.0, 1: 1.5, 2: 0.5, 3: 9.0, 4: 0.1}
+    form = choose(np.array([-128.0]), 8, Calibration.MSE, error=lambda f: errors[f.frac])
+    assert form.frac == 2  # and ends where hopeless
+
+
 def test_percentile_leaves_out_the_rarest() -> None:
     values = np.append(np.linspace(-1, 1, 50_000), [1000.0, -1000.0])
     form = choose(values, 8, Calibration.PERCENTILE)

@@ -35,7 +35,6 @@ from tests.quant.floatgraphs import (
     floats,
     pixels,
     plain,
-    preprocessing,
     quantise,
     random_graph,
     real,
@@ -240,6 +239,15 @@ def test_widths_by_layer() -> None:
     assert ops[3].output.width == ops[3].accumulator_width
 
 
+def test_concatenated_layers_share_the_widest() -> None:
+    maker = Maker((1, 6, 6), np.random.default_rng(0))
+    first, second = maker.conv(INPUT, 2, same=True), maker.conv(INPUT, 3, same=True, kernel=1)
+    graph = maker.graph(maker.linear(maker.put(Flatten, maker.put(Concat, first, second)), 2))
+    narrow = {first: LayerBits(activations=5), second: LayerBits(activations=3)}
+    network, _ = quantise(graph, layers=narrow)
+    assert [network.op(name).output.width for name in (first, second)] == [5, 5]
+
+
 def test_last_layer_hands_out_accumulators_through_selection() -> None:
     maker = Maker((1, 6, 6), np.random.default_rng(0))
     x = maker.put(GlobalMaxPool, maker.conv(maker.put(Relu, maker.conv(INPUT, 3)), 4, same=True))
@@ -386,17 +394,3 @@ def test_every_calibration(weights: Calibration, activations: Calibration) -> No
         expected = floats(whole, images)[whole.output]
         made = real(network.output_type, network.evaluate(images)).reshape(expected.shape)
         assert np.abs(made - expected).mean() < 0.1 * max(np.ptp(expected), 0.05)
-
-
-def test_equal_inputs_give_equal_networks() -> None:
-    for seed in range(4):
-        graph = random_graph(seed)
-        assert quantise(graph, seed)[0].same(quantise(graph, seed)[0])
-
-
-def test_one_image_is_enough() -> None:
-    graph = plain()
-    network = quantize_linear(
-        graph, preprocess=preprocessing(graph, 0), calibration=pixels(graph, 1)
-    )
-    assert network.evaluate(pixels(graph, 3)).shape == (3, 4)

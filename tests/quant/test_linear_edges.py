@@ -84,6 +84,23 @@ def test_raw_pixels_may_be_concatenated() -> None:
     assert [type(op).__name__ for op in network.ops] == ["Concat", "Flatten", "Linear"]
 
 
+# --- calibration images ---------------------------------------------------------------------
+
+
+def test_equal_inputs_give_equal_networks() -> None:
+    for seed in range(4):
+        graph = random_graph(seed)
+        assert quantise(graph, seed)[0].same(quantise(graph, seed)[0])
+
+
+def test_one_image_is_enough() -> None:
+    graph = plain()
+    network = quantize_linear(
+        graph, preprocess=preprocessing(graph, 0), calibration=pixels(graph, 1)
+    )
+    assert network.evaluate(pixels(graph, 3)).shape == (3, 4)
+
+
 # --- numbers at the edge ----------------------------------------------------------------------
 
 
