@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from hwgen.cost.cells import Counts, count_cells, load_netlist
 from hwgen.cost.contents import hoist_contents
+from hwgen.cost.ecp5 import absorb_product_registers
 from hwgen.cost.process import run_tool
 from hwgen.errors import MissingTool
 from hwgen.files import ensure_folder, write_json, write_text
@@ -163,7 +165,10 @@ def synthesise(
         log=work / f"{stem}.yosys.log",
         timeout=timeout,
     )
-    counts, instances, cells = count_cells(load_netlist(netlist, top), family)
+    module = load_netlist(netlist, top)
+    if family is Family.ECP5 and absorb_product_registers(module):
+        write_text(netlist, json.dumps({"modules": {top: module}}))
+    counts, instances, cells = count_cells(module, family)
     return SynthResult(
         family=family,
         top=top,

