@@ -252,7 +252,7 @@ class TapRing(wiring.Component):
         masked = Signal(reset_less=True)
         read = add_ram(
             m,
-            "ring",
+            "ram",
             bits,
             self.depth,
             w_en=self.w_en,
@@ -329,7 +329,7 @@ class BankedRing(wiring.Component):
             last = b == self.banks - 1
             read = add_ram(
                 m,
-                f"ring_{b}",
+                f"ram_{b}",
                 bits,
                 self.slots * self.row_words,
                 w_en=self.w_en & w_bank[b],

@@ -126,7 +126,7 @@ class VectorBuffer(wiring.Component):
                 m.d.sync += begin.eq(after(r_addr))
         word = add_ram(
             m,
-            "vector",
+            "ram",
             self.word.size,
             self.capacity,
             w_en=write,

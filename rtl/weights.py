@@ -60,7 +60,7 @@ class WeightMemory(wiring.Component):
         address = Signal(range(len(self.words)))
         move: Any = self.step
         if len(chunks) == 1:
-            word = add_rom(m, "weights", self.words, self.width, address)
+            word = add_rom(m, "rom", self.words, self.width, address)
         else:
             primed = Signal()
             move = Signal(name="move")
@@ -84,7 +84,7 @@ class WeightMemory(wiring.Component):
             # Beyond a short last chunk the address runs free: that word is not chosen.
             word = add_rom(
                 m,
-                f"weights_{k}",
+                f"rom_{k}",
                 self.words[chunk.start : chunk.stop],
                 self.width,
                 address[: (len(chunk) - 1).bit_length()],

@@ -32,7 +32,7 @@ def _weights(words: Sequence[int], width: int) -> Iterator[MemoryFact]:
     """The weight memory, split by depth where it is deep."""
     chunks = rom_chunks(len(words), width)
     for k, chunk in enumerate(chunks):
-        name = f"weights_{k}" if len(chunks) > 1 else "weights"
+        name = f"rom_{k}" if len(chunks) > 1 else "rom"
         yield from _rom(name, words[chunk.start : chunk.stop], width)
 
 
@@ -70,16 +70,16 @@ def _mac(top: str, stage: Mac) -> Iterator[ModuleFacts]:
     if varying.any():
         rom = tuple(_rom("rom", biases, width * int(varying.sum())))
         yield ModuleFacts(module=f"{prefix}_array_bias", memories=rom)
-    vector = MemoryFact(name="vector", width=stage.i.bits, depth=stage.capacity)
+    vector = MemoryFact(name="ram", width=stage.i.bits, depth=stage.capacity)
     yield ModuleFacts(module=f"{prefix}_vector", memories=(vector,))
 
 
 def _window(top: str, stage: Window) -> ModuleFacts:
     """One memory, or one for each kernel row."""
-    banks, names = 1, ["ring"]
+    banks, names = 1, ["ram"]
     if stage.walk.mode is not WindowMode.TAP:
         banks = stage.walk.geometry.kernel[0]
-        names = [f"ring_{bank}" for bank in range(banks)]
+        names = [f"ram_{bank}" for bank in range(banks)]
     memories = tuple(
         MemoryFact(name=name, width=stage.i.bits, depth=stage.words // banks) for name in names
     )

@@ -85,10 +85,10 @@ def test_deep_as_it_comes() -> None:
 def test_names() -> None:
     codes = np.arange(2100).reshape(1, 2100, 1, 1) % 7
     text = emit_verilog(WeightMemory(codes, signed(8)), "weights")
-    assert "reg [7:0] weights_0 [2047:0];" in text
-    assert "reg [7:0] weights_1 [51:0];" in text
+    assert "reg [7:0] rom_0 [2047:0];" in text
+    assert "reg [7:0] rom_1 [51:0];" in text
     shallow = emit_verilog(WeightMemory(codes[:, :9], signed(8)), "weights")
-    assert "reg [7:0] weights [8:0];" in shallow.replace("weights_ [", "weights [")
+    assert "reg [7:0] rom [8:0];" in shallow
 
 
 def test_one_word_is_no_memory() -> None:
