@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hwgen.cost.cells import Counts
 from hwgen.cost.synth import SynthResult
 from hwgen.errors import DoesNotFit
-from hwgen.targets import PARTS, Part
+from hwgen.targets import PARTS, Family, Part
 
 __all__ = ["Shortage", "check_fit", "does_not_fit", "shortages"]
 
@@ -66,15 +66,19 @@ def _larger(result: SynthResult, part: Part) -> str:
     for other in sorted(PARTS.values(), key=lambda p: p.lut):
         if other.family is part.family and other.lut > part.lut and not shortages(result, other):
             return f", or take a larger part such as {other.name}"
-    return ""
+    return ", or take a part of a larger family" if part.family is Family.ICE40 else ""
 
 
 def does_not_fit(result: SynthResult, part: Part, found: Sequence[Shortage]) -> DoesNotFit:
     """The error for ``found``, with what would help."""
     needs = "; ".join(map(str, found))
+    # Weights take the same memory at any frame rate; multipliers and what is around them do not.
+    if all("RAM" in shortage.resource for shortage in found):
+        advice = "Use narrower weights or fewer channels"
+    else:
+        advice = "Ask for a lower frame rate (fewer multipliers), narrower codes or fewer channels"
     return DoesNotFit(
-        f"the design does not fit {part.name}: it needs {needs}. Lower the frame rate (fewer"
-        f" multipliers) or the widths, prune channels{_larger(result, part)}"
+        f"the design does not fit {part.name}: it needs {needs}. {advice}{_larger(result, part)}"
     )
 
 

@@ -177,7 +177,9 @@ def test_does_not_fit() -> None:
     assert "5305 logic cells, it has 5280 (most in conv2 3000, fc1 1400, conv1 900)" in message
     assert "12 DSP blocks, it has 8 (most in conv1 6, conv2 6)" in message
     assert "38 block RAMs of 4 kbit, it has 30 (most in conv2 20, fc1 15, conv1 2)" in message
+    assert "lower frame rate" in message
     assert "larger part" not in message  # the hx8k has no DSP blocks
+    assert "larger family" in message
     memory = result_of(fc1=Counts(lut=10, ff=10, bram=31))
-    with pytest.raises(DoesNotFit, match="a larger part such as ice40-hx8k"):
+    with pytest.raises(DoesNotFit, match=r"narrower weights .* a larger part such as ice40-hx8k"):
         check_fit(memory, part)
