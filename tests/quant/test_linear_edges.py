@@ -36,6 +36,7 @@ from tests.quant.floatgraphs import (
     plain,
     preprocessing,
     quantise,
+    random_graph,
     real,
     widths,
 )
