@@ -294,6 +294,6 @@ def check_framing(
 
 def _patience(interval: int | None, gaps: float = 0.0, stalls: float = 0.0) -> int:
     """Cycles of silence that mean a standstill: pauses slow a frame, but never this much."""
-    if interval is None:
+    if interval is None or not (0 <= gaps < 1 and 0 <= stalls < 1):  # Conditions refuse the latter
         return PATIENCE
     return min(2**31 - 1, int(4 * interval / ((1 - gaps) * (1 - stalls))) + 10_000)

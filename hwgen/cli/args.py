@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from hwgen.errors import BadInput
 
 if TYPE_CHECKING:
     from hwgen.flow.model import Model
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "above_zero",
+    "check_file",
     "data_arguments",
     "dataset",
     "hardware",
@@ -26,6 +30,7 @@ __all__ = [
     "progress",
     "quant",
     "quant_arguments",
+    "share",
 ]
 
 Arguments = argparse.Namespace
@@ -59,6 +64,34 @@ def above_zero(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
     return value
+
+
+def share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, not {text!r}")
+    return value
+
+
+def check_file(path: Path | None) -> None:
+    """Refuse a file that cannot be written, before the work that would be lost.
+
+    Raises
+    ------
+    BadInput
+        If it is a folder, or its folder is not there or cannot be written.
+    """
+    if path is None:
+        return
+    folder = path.parent
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder; give the name of a file to write")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        what = "cannot be written" if folder.is_dir() else "is not there"
+        raise BadInput(f"the folder {folder} for {path.name} {what}; give another file")
 
 
 def data_arguments(part: argparse.ArgumentParser, *, required: bool = True) -> None:

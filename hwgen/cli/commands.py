@@ -104,6 +104,7 @@ def _quantize(arguments: Arguments) -> int:
     from hwgen.flow.steps import integer_accuracy, quantize
     from hwgen.ir.serial import save_network
 
+    args.check_file(arguments.onnx)
     config, data = args.quant(arguments), args.dataset(arguments)
     model = args.model(arguments, data)
     progress = args.progress()
@@ -244,14 +245,17 @@ def _simulate_arguments(part: argparse.ArgumentParser) -> None:
         help="default verilator",
     )
     part.add_argument(
-        "--gaps", type=float, default=0.3, help="share of cycles in which the source pauses"
+        "--gaps", type=args.share, default=0.3, help="share of cycles in which the source pauses"
     )
     part.add_argument(
-        "--stalls", type=float, default=0.3, help="share of cycles in which the sink is not ready"
+        "--stalls",
+        type=args.share,
+        default=0.3,
+        help="share of cycles in which the sink is not ready",
     )
     part.add_argument("--seed", type=args.natural, default=0, help="of the gaps and stalls")
     part.add_argument(
-        "--trace", type=Path, help="waveform to write, .vcd (Icarus) or .fst (Verilator)"
+        "--trace", type=Path, help="waveform of the run at full rate to write, .vcd or .fst"
     )
     part.add_argument("--json", type=Path, help="also write the figures as JSON")
 
@@ -259,6 +263,8 @@ def _simulate_arguments(part: argparse.ArgumentParser) -> None:
 def _simulate(arguments: Arguments) -> int:
     from hwgen.flow.simulate import simulate_build
 
+    args.check_file(arguments.json)
+    args.check_file(arguments.trace)
     figures = simulate_build(
         arguments.build,
         data_dir=arguments.data_dir,
@@ -292,6 +298,7 @@ def _synth_arguments(part: argparse.ArgumentParser) -> None:
 def _synth(arguments: Arguments) -> int:
     from hwgen.flow.simulate import synthesize_build
 
+    args.check_file(arguments.json)
     figures = synthesize_build(
         arguments.build,
         target=arguments.target,
