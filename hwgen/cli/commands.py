@@ -100,7 +100,6 @@ def _quantize_arguments(part: argparse.ArgumentParser) -> None:
 
 def _quantize(arguments: Arguments) -> int:
     from hwgen.files import ensure_folder
-    from hwgen.flow.model import fit_images
     from hwgen.flow.steps import integer_accuracy, quantize
     from hwgen.ir.serial import save_network
 
@@ -117,7 +116,7 @@ def _quantize(arguments: Arguments) -> int:
 
         export_onnx(network, arguments.onnx)
     with progress.spinner("evaluate"):
-        exact = model.accuracy(fit_images(data.test_images, model), data.test_labels)
+        exact = model.accuracy(data.test_images, data.test_labels)
         integer = integer_accuracy(network, data)
     _table(
         [

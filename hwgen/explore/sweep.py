@@ -20,7 +20,7 @@ from hwgen.explore.plot import accuracy_against_lut
 from hwgen.explore.point import Point, Status, table
 from hwgen.files import ensure_folder, write_bytes, write_json, write_text
 from hwgen.flow.hardware import fold_network, generate, pnr_figures, synth_figures
-from hwgen.flow.model import Model, fit_images
+from hwgen.flow.model import Model
 from hwgen.flow.options import HardwareOptions, parse_bits, quant_config
 from hwgen.flow.progress import Progress, Silent
 from hwgen.flow.steps import integer_accuracy, quantize
@@ -149,8 +149,7 @@ class _Sweep:
     def float_accuracy(self) -> float:
         """Top-1 fraction of the float network."""
         with self.progress.spinner("evaluate the float network"):
-            images = fit_images(self.data.test_images, self.model)
-            return self.model.accuracy(images, self.data.test_labels)
+            return self.model.accuracy(self.data.test_images, self.data.test_labels)
 
     def figures(
         self, quantised: _Quantised, options: HardwareOptions, label: str

@@ -18,7 +18,7 @@ from quant.graph import FloatGraph
 from quant.importers import fold, import_onnx, import_torch
 from quant.models import MODELS, Preprocess
 
-__all__ = ["Model", "fit_images", "load_model", "parse_preprocess"]
+__all__ = ["Model", "crop_images", "load_model", "parse_preprocess"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,13 +41,18 @@ class Model:
     held_out: int | None
 
     def classify(self, images: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Classes ``(N,)`` of raw images ``(N, C, H, W)``, computed in float32."""
+        """Classes ``(N,)`` of raw images ``(N, C, H, W)``, cropped, computed in float32."""
+        images = self.crop(images)
         out = []
         for start in range(0, len(images), 512):
             x = self.preprocess.apply(images[start : start + 512])
             logits = self.graph.evaluate(x, dtype=torch.float32, batch_size=512)
             out.append(np.argmax(logits.reshape(len(logits), -1), axis=1))
         return np.concatenate(out).astype(np.int64)
+
+    def crop(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Raw images of the size that it takes; see :func:`crop_images`."""
+        return crop_images(images, self.graph.input_shape[1:], self.name)
 
     def accuracy(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> float:
         """Top-1 fraction on raw images."""
@@ -126,7 +131,7 @@ def load_model(spec: str | Path, *, data: Dataset, preprocess: str | None = None
             f"model {model.name} takes {model.graph.input_shape[0]} channels and the images of {data.name} have"
             f" {channels}; choose another data set or model"
         )
-    fit_images(data.test_images[:1], model)
+    model.crop(data.test_images[:1])
     if model.graph.output_shape[0] < len(data.classes):
         raise BadInput(
             f"model {model.name} has {model.graph.output_shape[0]} outputs and {data.name} has"
@@ -135,19 +140,27 @@ def load_model(spec: str | Path, *, data: Dataset, preprocess: str | None = None
     return model
 
 
-def fit_images(images: NDArray[np.uint8], model: Model) -> NDArray[np.uint8]:
-    """Raw images of the size that the model takes: their centre where it takes smaller ones.
+def crop_images(images: NDArray[np.uint8], size: tuple[int, ...], name: str) -> NDArray[np.uint8]:
+    """Raw images ``(N, C, H, W)`` of the size that a network takes: their centre where that is smaller.
+
+    Parameters
+    ----------
+    images : ndarray of uint8
+    size : tuple of int
+        Rows and columns that the network takes.
+    name : str
+        The network's, for the message.
 
     Raises
     ------
     BadInput
-        If the model takes larger images, or by an odd number of pixels smaller ones.
+        If the network takes larger images, or by an odd number of pixels smaller ones.
     """
-    wanted, have = model.graph.input_shape[1:], images.shape[2:]
-    if len(wanted) != 2 or any(h < w or (h - w) % 2 for h, w in zip(have, wanted, strict=True)):
+    have = images.shape[2:]
+    if len(size) != 2 or any(h < w or (h - w) % 2 for h, w in zip(have, size, strict=True)):
         raise BadInput(
-            f"model {model.name} takes images of {wanted} pixels, the data has {have}; they may be larger by an"
+            f"model {name} takes images of {size} pixels, the data has {have}; they may be larger by an"
             " even number only"
         )
-    top, left = ((h - w) // 2 for h, w in zip(have, wanted, strict=True))
-    return images[:, :, top : top + wanted[0], left : left + wanted[1]]
+    top, left = ((h - w) // 2 for h, w in zip(have, size, strict=True))
+    return images[:, :, top : top + size[0], left : left + size[1]]

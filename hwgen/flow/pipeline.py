@@ -18,7 +18,7 @@ from hwgen.flow.hardware import (
     synth_figures,
     synthesize,
 )
-from hwgen.flow.model import Model, fit_images
+from hwgen.flow.model import Model
 from hwgen.flow.options import HardwareOptions
 from hwgen.flow.progress import Progress, Silent
 from hwgen.flow.report import describe_layers, markdown
@@ -82,10 +82,12 @@ def _record(dataflow: Dataflow, options: HardwareOptions, data: str) -> dict[str
 def open_build(folder: Path) -> tuple[Dataflow, HardwareOptions, str]:
     """The dataflow, the hardware options and the data set's name of a build's folder.
 
+    The dataflow is folded anew from the saved network and options; the Verilog is not looked at.
+
     Raises
     ------
     BadInput
-        If it is no build's folder, or the Verilog in it is not what this version makes of its network.
+        If it is no build's folder, or its record is of another schema or damaged.
     """
     if not folder.is_dir():
         raise BadInput(f"there is no folder {folder}; give the folder of a build")
@@ -283,9 +285,7 @@ def build_network(
     with progress.spinner("evaluate"):
         accuracy: dict[str, float] = {}
         if model is not None:
-            accuracy["float"] = model.accuracy(
-                fit_images(data.test_images, model), data.test_labels
-            )
+            accuracy["float"] = model.accuracy(data.test_images, data.test_labels)
         accuracy["integer"] = integer_accuracy(network, data)
     workspace.timed("evaluate", begun)
     begun = time.perf_counter()

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwgen.errors import BadInput
-from hwgen.flow.model import Model, fit_images
+from hwgen.flow.model import Model, crop_images
 from hwgen.ir.network import Network
 from quant.config import QuantConfig
 from quant.data.dataset import Dataset
@@ -24,7 +24,7 @@ def calibration_images(
 ) -> NDArray[np.uint8]:
     """The first ``count`` held-out training images, of the size that the model takes; never test images."""
     images = data.search_images if data.held_out else data.train_images
-    return fit_images(images[:count], model)
+    return model.crop(images[:count])
 
 
 def quantize(model: Model, data: Dataset, config: QuantConfig | None = None) -> Network:
@@ -39,11 +39,15 @@ def quantize(model: Model, data: Dataset, config: QuantConfig | None = None) -> 
 
 
 def input_codes(network: Network, data: Dataset, count: int | None = None) -> NDArray[np.int64]:
-    """The first ``count`` test images as input codes, cropped to the network's size."""
-    height, width = network.input.shape[1:]
-    images = data.test_images[:count]
-    top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
-    return images[:, :, top : top + height, left : left + width].astype(np.int64)
+    """The first ``count`` test images, all by default, as input codes of the network's size.
+
+    Raises
+    ------
+    BadInput
+        If the images cannot be cropped to that size; see :func:`~hwgen.flow.model.crop_images`.
+    """
+    images = crop_images(data.test_images[:count], network.input.shape[1:], network.name)
+    return images.astype(np.int64)
 
 
 def integer_accuracy(
