@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from hwgen.errors import BadInput, DoesNotFit
 from hwgen.targets import Part, find_part
@@ -164,8 +163,3 @@ def quant_config(
     return QuantConfig(
         bits=base, layers=layers, weights=kinds[calibration], activations=kinds[calibration]
     )
-
-
-def default_folder(name: str) -> Path:
-    """Where a build goes that names no folder."""
-    return Path("build") / name

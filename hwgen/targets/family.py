@@ -25,11 +25,6 @@ class Family(Enum):
     ICE40 = "ice40"
 
     @property
-    def lut_inputs(self) -> int:
-        """Inputs of a LUT."""
-        return 6 if self is Family.XC7 else 4
-
-    @property
     def dsp_operands(self) -> tuple[int, int]:
         """Widths in bits of the two signed operands one DSP block multiplies, the larger first."""
         return {Family.XC7: (25, 18), Family.ECP5: (18, 18), Family.ICE40: (16, 16)}[self]
