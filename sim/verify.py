@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -142,13 +142,9 @@ def verify(
     codes = np.ascontiguousarray(codes[:most], dtype=np.int64)
     wanted = network.evaluate(codes) if expected is None else expected[:most]
     bulk = Conditions(patience=_patience(interval))
-    axi = Conditions(
-        mode=Mode.AXI,
-        gaps=gaps,
-        stalls=stalls,
-        seed=seed,
-        patience=_patience(interval, gaps, stalls),
-    )
+    axi = Conditions(mode=Mode.AXI, gaps=gaps, stalls=stalls, seed=seed)
+    # Only now the shares are known to be below 1.
+    axi = replace(axi, patience=_patience(interval, gaps, stalls))
     outcomes = []
     for simulator, count in images.items():
 
