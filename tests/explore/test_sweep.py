@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,6 @@ from hwgen.cost.cells import Counts
 from hwgen.cost.pnr import PnrResult
 from hwgen.cost.synth import SynthResult
 from hwgen.errors import BadInput, ToolFailed, UnsupportedLayer
-from hwgen.explore import sweep as module
 from hwgen.explore.plot import accuracy_against_lut
 from hwgen.explore.sweep import sweep
 from hwgen.flow.model import Model
@@ -27,6 +27,9 @@ from hwgen.targets import Part, find_part
 from quant.datasets import Dataset, load_dataset
 from quant.importers import fold, import_torch
 from quant.models import Preprocess
+
+# The package has the function under the module's name.
+module = sys.modules[sweep.__module__]
 
 
 @pytest.fixture(scope="module")
