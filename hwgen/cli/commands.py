@@ -68,8 +68,6 @@ def _train_arguments(part: argparse.ArgumentParser) -> None:
 def _train(arguments: Arguments) -> int:
     from quant.train import train
 
-    if arguments.out.suffix != ".safetensors":
-        raise BadInput(f"--out must end in .safetensors, not {str(arguments.out)!r}")
     checkpoint = train(
         arguments.model,
         args.dataset(arguments),
