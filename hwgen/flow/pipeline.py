@@ -210,6 +210,12 @@ def _notes(report: dict[str, Any], hardware: HardwareOptions) -> list[str]:
         notes.append("WARNING: measured cycles differ from the predicted ones; please report this")
     if latency.get("measured", latency["predicted"]) != latency["predicted"]:
         notes.append("WARNING: measured latency differs from the predicted one; please report this")
+    allowed = hardware.frame_cycles
+    if allowed is not None and cycles["predicted"] > allowed:
+        notes.append(
+            f"a frame takes {cycles['predicted']:,} cycles and {allowed:,} were asked for: a pinned layer is"
+            f" slower; give {', '.join(sorted(hardware.pins))} more lanes or leave the pins out"
+        )
     fmax = report.get("pnr", {}).get("fmax_mhz")
     if fmax is not None and fmax < hardware.clock_mhz:
         notes.append(

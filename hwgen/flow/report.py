@@ -110,7 +110,8 @@ def markdown(report: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "## Checks", ""]
     lines += [f"- {text}" for text in report.get("checks", [])]
-    if report.get("notes"):
+    notes = [*report.get("import_notes", []), *report.get("notes", [])]
+    if notes:
         lines += ["", "## Notes", ""]
-        lines += [f"- {text}" for text in report["notes"]]
+        lines += [f"- {text}" for text in notes]
     return "\n".join(lines) + "\n"
