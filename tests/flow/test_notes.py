@@ -8,8 +8,8 @@ from hwgen.flow.options import HardwareOptions
 from hwgen.flow.pipeline import _notes
 
 
-def notes(cycles: int, **options: Any) -> list[str]:
-    report = {"cycles": {"predicted": cycles}, "latency": {"predicted": 1}}
+def notes(needed: int, **options: Any) -> list[str]:
+    report = {"cycles": {"predicted": needed}, "latency": {"predicted": 1}}
     return _notes(report, HardwareOptions.of("ice40-up5k", **options))
 
 
