@@ -68,6 +68,8 @@ def _train_arguments(part: argparse.ArgumentParser) -> None:
 def _train(arguments: Arguments) -> int:
     from quant.train import train
 
+    if arguments.out.suffix != ".safetensors":
+        raise BadInput(f"--out must end in .safetensors, not {str(arguments.out)!r}")
     checkpoint = train(
         arguments.model,
         args.dataset(arguments),
@@ -161,10 +163,10 @@ def _generate(arguments: Arguments) -> int:
 
     options = args.hardware(arguments)
     network = load_network(arguments.network)
-    workspace = Workspace(folder=arguments.out)
     progress = args.progress()
     with progress.spinner("fold"):
         dataflow = fold_network(network, options)
+        workspace = Workspace(folder=arguments.out)
         workspace.json("dataflow.json", describe_dataflow(dataflow))
     with progress.spinner("generate and check Verilog"):
         design, _ = design_of(dataflow, workspace)
@@ -280,6 +282,8 @@ def _simulate(arguments: Arguments) -> int:
 
         write_json(arguments.json, figures)
     _table([(key.replace("_", " "), f"{value:,}") for key, value in figures.items()])
+    if "cycles_measured" not in figures:
+        print("note: the cycles between frames are measured with 3 images or more")
     return 0
 
 

@@ -111,6 +111,13 @@ def test_options_of_quantize(
     assert unchanged(out)
 
 
+def test_train_to_a_file_of_another_kind(refused: Refused, tmp_path: Path) -> None:
+    command = ("train", "--model", "digits-tiny", "--data", "digits", "--epochs", "1")
+    text = refused(*command, "--out", tmp_path / "net.pt")
+    assert "must end in .safetensors, not" in text
+    assert contents(tmp_path) == {}
+
+
 def test_data_that_do_not_suit_the_model(refused: Refused, out: Path) -> None:
     assert "digits, mnist, cifar10" in refused(
         "quantize", "--data", "svhn", "--model", "lenet5", "--out", out
@@ -302,7 +309,7 @@ def test_file_in_the_way_of_the_output(
             "--epochs",
             "1",
             "--out",
-            target / "x",
+            target / "x.safetensors",
         ),
     ):
         text = refused(*command)

@@ -165,7 +165,15 @@ def test_train_one_epoch(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("quant.train.train", train)
     outcome = run(
-        *("train", "--model", "digits-tiny", "--data", "digits", "--out", tmp_path / "x"),
+        *(
+            "train",
+            "--model",
+            "digits-tiny",
+            "--data",
+            "digits",
+            "--out",
+            tmp_path / "x.safetensors",
+        ),
         *("--epochs", "1", "--seed", "3", "--threads", "1", "--max-seconds", "9", "--no-resume"),
     )
     assert outcome.status == 130
@@ -176,7 +184,7 @@ def test_train_one_epoch(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "threads": 1,
         "max_seconds": 9.0,
         "resume": False,
-        "out": tmp_path / "x",
+        "out": tmp_path / "x.safetensors",
     }
 
 
