@@ -129,9 +129,11 @@ def children(node: Any) -> Iterator[Any]:
 def _parser() -> Any:
     """pyverilog's parser; its tables stay in memory, where its own constructor writes a file."""
     try:
-        # Importing pyverilog leaves its VERSION file open, which Python may report much later.
+        # Importing pyverilog leaves its VERSION file open, which Python may report much later, and
+        # compiling it warns of its escape sequences.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
+            for category in (ResourceWarning, DeprecationWarning, SyntaxWarning):
+                warnings.simplefilter("ignore", category)
             from ply import yacc
             from pyverilog.vparser.lexer import VerilogLexer
             from pyverilog.vparser.parser import VerilogParser
@@ -300,7 +302,7 @@ def read_verilog(text: str) -> dict[str, ModuleText]:
         If the text is no plain Verilog-2001: what, in which module and line.
     """
     parser = _parser()
-    from pyverilog.vparser.parser import ParseError
+    from pyverilog.vparser.parser import ParseError  # imported with its warnings silenced above
 
     parser.lexer.reset_lineno()
     try:

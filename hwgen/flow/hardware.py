@@ -16,6 +16,7 @@ from hwgen.cost.fit import check_fit
 from hwgen.cost.lint import lint
 from hwgen.cost.pnr import PnrResult, place_and_route
 from hwgen.cost.synth import SynthResult, synthesise
+from hwgen.errors import Mismatch
 from hwgen.flow.facts import audit_facts
 from hwgen.flow.options import HardwareOptions
 from hwgen.flow.workspace import Workspace, digest
@@ -26,6 +27,7 @@ from sim.tools import Simulator
 from sim.verify import Verification, verify
 
 __all__ = [
+    "check_cycles",
     "cosimulate",
     "design_of",
     "fold_network",
@@ -59,8 +61,16 @@ def cosimulate(
     trace: Path | None = None,
     progress: Callable[[Simulator, int, int], None] | None = None,
 ) -> tuple[Verification, ...]:
-    """Run images through the design and compare every output with golden; see :func:`sim.verify.verify`."""
-    return verify(
+    """Run images through the design; compare every output with golden and every cycle with the schedule.
+
+    See :func:`sim.verify.verify`; the outcome's ``check()`` raises where codes differ.
+
+    Raises
+    ------
+    Mismatch
+        If all codes are right and an image took other cycles than predicted.
+    """
+    outcomes = verify(
         design,
         dataflow.network,
         codes,
@@ -73,6 +83,31 @@ def cosimulate(
         trace=trace,
         progress=progress,
     )
+    for outcome in outcomes:
+        if outcome.bulk.ok:
+            check_cycles(dataflow, outcome)
+    return outcomes
+
+
+def check_cycles(dataflow: Dataflow, outcome: Verification) -> None:
+    """Compare the cycle in which every frame ended, at full rate, with the schedule.
+
+    Raises
+    ------
+    Mismatch
+        Naming the first frame that ended in another cycle than predicted.
+    """
+    bulk = outcome.bulk
+    predicted = dataflow.schedule.times["output"][:, -1].tolist()
+    if dataflow.schedule.settled:
+        missing = range(1, len(bulk.ends) - len(predicted) + 1)
+        predicted += [predicted[-1] + k * dataflow.interval for k in missing]
+    for frame, (end, expected) in enumerate(zip(bulk.ends, predicted, strict=False)):
+        if end - bulk.starts[0] != expected:
+            raise Mismatch(
+                f"in {outcome.simulator.value} image {frame} left the design {end - bulk.starts[0]} cycles after"
+                f" the first pixel came, the schedule says {expected}; please report this with the network"
+            )
 
 
 def synthesize(

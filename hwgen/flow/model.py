@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from hwgen.errors import BadInput
 from quant.checkpoints import load_checkpoint, shipped_checkpoint
@@ -86,24 +87,40 @@ def parse_preprocess(text: str, channels: int) -> Preprocess:
     return Preprocess(scale=(pair[0],) * channels, offset=(pair[1],) * channels)
 
 
-def load_model(spec: str | Path, *, data: Dataset, preprocess: str | None = None) -> Model:
+def load_model(
+    spec: str | Path | nn.Module, *, data: Dataset, preprocess: str | None = None
+) -> Model:
     """Load a float network.
 
     Parameters
     ----------
-    spec : str or Path
-        The name of a shipped network (trained for ``data``), or a file: ``.onnx``, ``.safetensors``
-        or ``.pt`` (a state_dict).
+    spec : str, Path or torch.nn.Module
+        The name of a shipped network (trained for ``data``), a file (``.onnx``, ``.safetensors`` or
+        ``.pt``, a state_dict), or a trained module of your own that takes the data's image size.
     data : Dataset
         Images that it will be used with.
     preprocess : str, optional
-        See :func:`parse_preprocess`; the checkpoint's own by default, ``standard`` for ONNX.
+        See :func:`parse_preprocess`; the checkpoint's own by default, ``standard`` for ONNX files and
+        modules.
 
     Raises
     ------
     BadInput, BadNetwork, UnsupportedLayer
     """
-    channels = data.shape[0]
+    if isinstance(spec, nn.Module):
+        model = Model(
+            name=type(spec).__name__,
+            graph=fold(import_torch(spec, data.shape)),
+            preprocess=parse_preprocess(preprocess or "standard", data.shape[0]),
+            held_out=None,
+        )
+    else:
+        model = _load_file(spec, data, preprocess)
+    return _checked(model, data)
+
+
+def _load_file(spec: str | Path, data: Dataset, preprocess: str | None) -> Model:
+    """A shipped network or a file."""
     path = Path(spec)
     if str(spec) in MODELS:
         path = shipped_checkpoint(str(spec), data.name)
@@ -115,17 +132,21 @@ def load_model(spec: str | Path, *, data: Dataset, preprocess: str | None = None
     if path.suffix == ".onnx":
         graph = fold(import_onnx(path))
         chosen = parse_preprocess(preprocess or "standard", graph.input_shape[0])
-        model = Model(name=path.stem, graph=graph, preprocess=chosen, held_out=None)
-    else:
-        checkpoint = load_checkpoint(path)
-        shape = (checkpoint.in_channels, 32, 32)
-        graph = fold(import_torch(load_module(checkpoint), shape))
-        chosen = checkpoint.preprocess
-        if preprocess is not None:
-            chosen = parse_preprocess(preprocess, checkpoint.in_channels)
-        held_out = checkpoint.held_out if checkpoint.dataset == data.name else None
-        name = str(spec) if str(spec) in MODELS else path.stem
-        model = Model(name=name, graph=graph, preprocess=chosen, held_out=held_out)
+        return Model(name=path.stem, graph=graph, preprocess=chosen, held_out=None)
+    checkpoint = load_checkpoint(path)
+    shape = (checkpoint.in_channels, 32, 32)
+    graph = fold(import_torch(load_module(checkpoint), shape))
+    chosen = checkpoint.preprocess
+    if preprocess is not None:
+        chosen = parse_preprocess(preprocess, checkpoint.in_channels)
+    held_out = checkpoint.held_out if checkpoint.dataset == data.name else None
+    name = str(spec) if str(spec) in MODELS else path.stem
+    return Model(name=name, graph=graph, preprocess=chosen, held_out=held_out)
+
+
+def _checked(model: Model, data: Dataset) -> Model:
+    """``model``, if it can classify the images of ``data``."""
+    channels = data.shape[0]
     if model.graph.input_shape[0] != channels:
         raise BadInput(
             f"model {model.name} takes {model.graph.input_shape[0]} channels and the images of {data.name} have"

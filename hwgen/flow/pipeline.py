@@ -28,7 +28,8 @@ from hwgen.flow.workspace import Workspace, digest
 from hwgen.ir.network import Network
 from hwgen.ir.serial import load_network, save_network
 from hwgen.lower.dataflow import Dataflow
-from quant.config import QuantConfig
+from hwgen.lower.lowering import check_buildable
+from quant.config import LayerBits, QuantConfig
 from quant.data.dataset import Dataset
 from sim.tools import Simulator
 
@@ -192,6 +193,33 @@ def synth_step(
     return workspace.step("synth", key, run)
 
 
+def _settings(options: BuildOptions, model: Model | None) -> dict[str, Any]:
+    """What was asked for; what was left open is absent."""
+    hardware, quant = options.hardware, options.quant
+
+    def text(bits: LayerBits) -> str:
+        return f"{bits.weights}/{bits.biases}/{bits.activations}"
+
+    settings: dict[str, Any] = {
+        "fps": hardware.fps,
+        "cycles": hardware.cycles,
+        "multipliers": hardware.multipliers,
+        "pins": {layer: list(lanes) for layer, lanes in sorted(hardware.pins.items())} or None,
+        "argmax": hardware.argmax,
+        "seed": options.seed,
+    }
+    if model is not None:
+        settings |= {
+            "bits": text(quant.bits),
+            "layer_bits": {name: text(bits) for name, bits in sorted(quant.layers.items())} or None,
+            "calibration": quant.activations.value,
+            "rounding": quant.rounding.value,
+            "pixel_scale": list(model.preprocess.scale),
+            "pixel_offset": list(model.preprocess.offset),
+        }
+    return {key: value for key, value in settings.items() if value is not None}
+
+
 def _predictions(dataflow: Dataflow, cosim: dict[str, Any]) -> dict[str, Any]:
     measured = cosim.get("measured", {})
     cycles: dict[str, int] = {"predicted": dataflow.interval}
@@ -205,11 +233,7 @@ def _predictions(dataflow: Dataflow, cosim: dict[str, Any]) -> dict[str, Any]:
 
 def _notes(report: dict[str, Any], hardware: HardwareOptions) -> list[str]:
     notes = []
-    cycles, latency = report["cycles"], report["latency"]
-    if cycles.get("measured", cycles["predicted"]) != cycles["predicted"]:
-        notes.append("WARNING: measured cycles differ from the predicted ones; please report this")
-    if latency.get("measured", latency["predicted"]) != latency["predicted"]:
-        notes.append("WARNING: measured latency differs from the predicted one; please report this")
+    cycles = report["cycles"]
     allowed = hardware.frame_cycles
     if allowed is not None and cycles["predicted"] > allowed:
         notes.append(
@@ -265,6 +289,7 @@ def build(
     begun = time.perf_counter()
     with progress.spinner("quantise"):
         network = quantize(model, data, options.quant)
+        check_buildable(network)
         save_network(network, out / "network")
     workspace.timed("quantise", begun)
     return build_network(network, data, workspace, options, progress, model=model)
@@ -305,6 +330,7 @@ def build_network(
         "data": data.name,
         "target": hardware.target.name,
         "clock_mhz": hardware.clock_mhz,
+        "settings": _settings(options, model),
         "accuracy": accuracy,
         "test_images": len(data.test_labels),
         "cosim": cosim["cosim"],
@@ -318,6 +344,10 @@ def build_network(
     report["layers"] = describe_layers(network, dataflow)
     report["checks"] = checks
     report["notes"] = _notes(report, hardware)
+    if not dataflow.schedule.settled:
+        report["notes"].append(
+            "frames take turns in their cycles; the predicted ones are their mean"
+        )
     if model is not None and model.graph.notes:
         report["import_notes"] = list(model.graph.notes)
     workspace.json("report.json", report)

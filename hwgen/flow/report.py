@@ -86,7 +86,11 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [f"# {report['name']} on {report['target']}", ""]
     lines += ["| figure | value |", "| --- | ---: |"]
     lines += [f"| {label} | {text} |" for label, text in summary_rows(report)]
-    lines += ["", "## Layers", ""]
+    settings = {"clock in MHz": f"{report['clock_mhz']:g}", **report.get("settings", {})}
+    settings |= {"data": report["data"], "test images": report["test_images"]}
+    lines += ["", "## Settings", "", "| setting | value |", "| --- | --- |"]
+    lines += [f"| {key.replace('_', ' ')} | {value} |" for key, value in settings.items()]
+    lines += ["", "Bits are weights/biases/activations.", "", "## Layers", ""]
     keys = [
         ("name", "layer"),
         ("kind", "kind"),

@@ -71,6 +71,8 @@ class Schedule:
         Per actor ``(frames, steps)``: the cycle in which each step fires; the first is 0.
     interval : int
         Cycles between consecutive frames in steady state.
+    settled : bool
+        Whether that state was reached; else ``interval`` is a mean, rounded up, and no exact figure.
     latency : int
         Cycles from the first input beat accepted to the last output beat of the first frame taken.
     """
@@ -78,6 +80,7 @@ class Schedule:
     frames: int
     times: dict[str, Index] = field(repr=False)
     interval: int
+    settled: bool
     latency: int
 
 
@@ -239,12 +242,12 @@ def solve(
         ends = times[actors[-1].name][:, -1]
         gaps = np.diff(ends)
         if len(set(gaps[-settle:].tolist())) == 1:
-            interval = int(gaps[-1])
+            interval, settled = int(gaps[-1]), True
             break
         if frames >= most:
             half = len(gaps) // 2
-            interval = int(-(-int(gaps[half:].sum()) // (len(gaps) - half)))
+            interval, settled = int(-(-int(gaps[half:].sum()) // (len(gaps) - half))), False
             break
         frames = min(2 * frames, most)
     latency = int(ends[0] - times[actors[0].name][0, 0])
-    return Schedule(frames=frames, times=times, interval=interval, latency=latency)
+    return Schedule(frames=frames, times=times, interval=interval, settled=settled, latency=latency)

@@ -71,13 +71,13 @@ def lower(
         if best.interval <= cycles:
             break
         # Waiting between stages cost some cycles: aim lower by as much.
-        slower = [s for s in best.stages if s.cycles > cycles]
-        if slower and all(s.layer in (pins or {}) for s in slower):
+        if _pinned_slow(best, cycles, pins or {}):
             break
         target = max(1, min(target - 1, target * cycles // dataflow.interval))
     assert best is not None
-    if best.interval > cycles and not pins:
-        slowest = max(best.stages, key=lambda stage: stage.cycles)
+    if best.interval > cycles and not _pinned_slow(best, cycles, pins or {}):
+        free = [stage for stage in best.stages if stage.layer not in (pins or {})]
+        slowest = max(free or best.stages, key=lambda stage: stage.cycles)
         raise DoesNotFit(
             f"the network needs {best.interval} cycles a frame, the target allows {cycles}; stage"
             f" {slowest.name} alone takes {slowest.cycles}; ask for a lower frame rate or a higher clock"
@@ -85,7 +85,20 @@ def lower(
     return shrink_rings(best)
 
 
-def lower_to_multipliers(network: Network, *, multipliers: int, **options: object) -> Dataflow:
+def _pinned_slow(dataflow: Dataflow, cycles: int, pins: Pins) -> bool:
+    """Whether only layers that the user pinned take more than ``cycles``."""
+    slow = [stage.layer for stage in dataflow.stages if stage.cycles > cycles]
+    return bool(slow) and all(layer in pins for layer in slow)
+
+
+def lower_to_multipliers(
+    network: Network,
+    *,
+    multipliers: int,
+    pins: Pins | None = None,
+    argmax: bool = False,
+    name: str | None = None,
+) -> Dataflow:
     """The fastest dataflow that has at most ``multipliers`` multipliers.
 
     Takes the same options as :func:`lower`.
@@ -104,9 +117,9 @@ def lower_to_multipliers(network: Network, *, multipliers: int, **options: objec
             dataflow = build_stages(
                 network,
                 target=middle,
-                pins=options.get("pins") or {},  # type: ignore[arg-type]
-                argmax=bool(options.get("argmax", False)),
-                name=module_name(str(options.get("name") or network.name)),
+                pins=pins or {},
+                argmax=argmax,
+                name=module_name(name or network.name),
             )
             fits = dataflow.multipliers <= multipliers
         except DoesNotFit:
