@@ -25,7 +25,9 @@ def ensure_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"cannot create the folder {path}: {error.strerror}; give another folder") from error
+        raise BadInput(
+            f"cannot create the folder {path}: {error.strerror}; give another folder"
+        ) from error
     if not os.access(path, os.W_OK):
         raise BadInput(f"the folder {path} is not writable; change its permissions or give another")
     return path
@@ -52,7 +54,9 @@ def write_atomic(path: Path, writer: Callable[[BinaryIO], Any]) -> None:
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}; free space or give another folder") from error
+        raise BadInput(
+            f"cannot write {path}: {error.strerror}; free space or give another folder"
+        ) from error
     finally:
         if temporary is not None:
             os.unlink(temporary)
