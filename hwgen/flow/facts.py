@@ -11,7 +11,8 @@ from hwgen.cost.audit import AuditFacts, MemoryFact, ModuleFacts, MultiplierFact
 from hwgen.ir.memory import rom_chunks
 from hwgen.ir.walk import WindowMode
 from hwgen.lower.dataflow import Dataflow
-from hwgen.lower.stages import Mac, Window
+from hwgen.lower.stages import Mac, Reduce, Stage, Window
+from rtl.buffer import SHIFTED_DEPTH
 
 __all__ = ["audit_facts"]
 
@@ -86,6 +87,20 @@ def _window(top: str, stage: Window) -> ModuleFacts:
     return ModuleFacts(module=f"{top}_{stage.name}_ring", memories=memories)
 
 
+def _buffer(top: str, stage: Stage) -> ModuleFacts:
+    """The output buffer; a shallow one is made of registers and holds no memory."""
+    memories: tuple[MemoryFact, ...] = ()
+    if stage.out_depth > SHIFTED_DEPTH:
+        memories = (MemoryFact(name="fifo", width=stage.o.bits, depth=stage.out_depth),)
+    return ModuleFacts(module=f"{top}_{stage.name}_buffer", memories=memories)
+
+
+def _reduce(top: str, stage: Reduce) -> ModuleFacts:
+    width = stage.accumulator_width
+    registers = tuple((f"acc_{lane}", width) for lane in range(stage.o.lanes))
+    return ModuleFacts(module=f"{top}_{stage.name}", registers=registers)
+
+
 def audit_facts(dataflow: Dataflow, top: str) -> AuditFacts:
     """Accumulators, multipliers, and memories with their contents, by Verilog module.
 
@@ -101,4 +116,7 @@ def audit_facts(dataflow: Dataflow, top: str) -> AuditFacts:
             modules += _mac(top, stage)
         elif isinstance(stage, Window):
             modules.append(_window(top, stage))
+        elif isinstance(stage, Reduce):
+            modules.append(_reduce(top, stage))
+        modules.append(_buffer(top, stage))
     return AuditFacts(modules=tuple(modules))

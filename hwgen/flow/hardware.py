@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -174,10 +175,11 @@ def design_of(dataflow: Dataflow, workspace: Workspace) -> tuple[Design, list[st
     """
     design = generate(dataflow)
     workspace.text(f"rtl/{design.top}.v", design.verilog)
-    key = digest("audit", 1, design.verilog)
+    facts = audit_facts(dataflow, design.top)
+    key = digest("audit", 1, design.verilog, asdict(facts))
 
     def check() -> dict[str, Any]:
-        report = audit(design.verilog, audit_facts(dataflow, design.top))
+        report = audit(design.verilog, facts)
         lint(design.verilog, design.top)
         return {"result": {"checked": report.summary}}
 

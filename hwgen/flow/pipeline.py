@@ -65,7 +65,7 @@ class BuildOptions:
     seed: int = 1
 
 
-def _record(dataflow: Dataflow, options: HardwareOptions, data: str) -> dict[str, Any]:
+def _record(options: HardwareOptions, data: str) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "data": data,
@@ -76,7 +76,6 @@ def _record(dataflow: Dataflow, options: HardwareOptions, data: str) -> dict[str
         "multipliers": options.multipliers,
         "pins": {layer: list(lanes) for layer, lanes in sorted(options.pins.items())},
         "argmax": options.argmax,
-        "top": dataflow.name,
     }
 
 
@@ -309,7 +308,7 @@ def build_network(
     begun = time.perf_counter()
     with progress.spinner("fold"):
         dataflow = fold_network(network, hardware)
-        workspace.json(RECORD, _record(dataflow, hardware, data.name))
+        workspace.json(RECORD, _record(hardware, data.name))
         workspace.json("dataflow.json", describe_dataflow(dataflow))
     workspace.timed("fold", begun)
     begun = time.perf_counter()

@@ -56,7 +56,7 @@ def describe_dataflow(dataflow: Dataflow) -> dict[str, Any]:
         }
 
     return {
-        "top": dataflow.name,
+        "name": dataflow.name,
         "input": port(dataflow.input),
         "output": port(dataflow.output),
         "interval": dataflow.interval,
