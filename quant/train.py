@@ -285,9 +285,8 @@ def train(
     progress : bool
         Whether to report on standard error.
     max_seconds : float, optional
-        Stop after the epoch in which this time is over. The checkpoint then is that of an
-        unfinished run: ``accuracy`` is None, ``epochs`` counts those done, and the same call
-        goes on.
+        Stop after the epoch in which this time is over. What is returned then is unfinished
+        (``accuracy`` is None, ``epochs`` counts those done) and not written; the same call goes on.
 
     Returns
     -------
@@ -327,8 +326,8 @@ def train(
                 if max_seconds is not None and spent > max_seconds:
                     break
         checkpoint = _finish(run)
-        save_checkpoint(out, checkpoint)
     if len(run.history) == recipe.epochs:
+        save_checkpoint(out, checkpoint)
         state.unlink(missing_ok=True)
     return checkpoint
 
