@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from hwgen.backends.rtl import generate
 from hwgen.ir import Network
 from hwgen.lower.sizing import lower_to_multipliers
+from quant.baseline import quantize_linear
 from quant.checkpoints import load_checkpoint, load_model, shipped_checkpoint
 from quant.datasets import load_dataset
 from quant.importers import fold, import_torch
-from quant.linear import quantize_linear
 from sim.simulate import Conditions, Mode, SimResult, simulate
 from sim.tools import Simulator
 

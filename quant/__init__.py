@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quant.baseline import quantize_linear
     from quant.checkpoints import load_checkpoint, save_checkpoint, shipped_checkpoint
     from quant.config import LayerBits, QuantConfig
     from quant.datasets import Dataset, load_dataset
     from quant.formats import Calibration
     from quant.graph import FloatGraph
     from quant.importers import import_onnx, import_torch
-    from quant.linear import quantize_linear
     from quant.models import Preprocess, create_model
 
 __all__ = [
@@ -42,7 +42,7 @@ _MODULES = {
     "quant.formats": ("Calibration",),
     "quant.graph": ("FloatGraph",),
     "quant.importers": ("import_onnx", "import_torch"),
-    "quant.linear": ("quantize_linear",),
+    "quant.baseline": ("quantize_linear",),
     "quant.models": ("Preprocess", "create_model"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -44,13 +44,14 @@ def _nearest(value: float, form: Fixed) -> int:
 
 
 def shift_requant(
-    frac: int, form: Fixed, *, rounding: Rounding, group: Group | None = None
+    fracs: tuple[int, ...], form: Fixed, *, rounding: Rounding, group: Group | None = None
 ) -> Requant:
-    """From accumulators of ``frac`` fraction bits to ``form``.
+    """From accumulators of so many fraction bits to ``form``.
 
     Parameters
     ----------
-    frac : int
+    fracs : tuple of int
+        One for the tensor or one a channel.
     form : Fixed
     rounding : Rounding
     group : Group, optional
@@ -58,8 +59,8 @@ def shift_requant(
     """
     low, high = _bounds(group, form)
     return Requant(
-        mult=(1 << max(form.frac - frac, 0),),
-        shift=(max(frac - form.frac, 0),),
+        mult=_once(tuple(1 << max(form.frac - frac, 0) for frac in fracs)),
+        shift=_once(tuple(max(frac - form.frac, 0) for frac in fracs)),
         low=low,
         high=high,
         rounding=rounding,

@@ -184,7 +184,7 @@ class _Builder:
         codes = self.rng.integers(form.low, form.high, shape, endpoint=True)
         if self.chance(0.2):
             codes[self.rng.random(shape) < 0.5] = 0
-        return Weights(codes=codes, width=width, signed=signed, scale=0.5)
+        return Weights(codes=codes, width=width, signed=signed, scale=(0.5,))
 
     def bias(self, outputs: int) -> Bias | None:
         if self.chance(0.3):

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from hwgen.errors import BadInput
 from hwgen.flow.model import Model, crop_images
 from hwgen.ir.network import Network
+from quant.baseline import quantize_linear
 from quant.config import QuantConfig
 from quant.data.dataset import Dataset
-from quant.linear import quantize_linear
 
 __all__ = ["calibration_images", "input_codes", "integer_accuracy", "quantize"]
 

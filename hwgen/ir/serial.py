@@ -47,7 +47,7 @@ from hwgen.ir.requant import Requant, Rounding
 
 __all__ = ["NETWORK_FILE", "SCHEMA", "WEIGHTS_FILE", "load_network", "save_network"]
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the files' layout."""
 
 NETWORK_FILE, WEIGHTS_FILE = "network.json", "weights.npz"
@@ -170,9 +170,7 @@ def _storage(width: int, *, signed: bool) -> np.dtype[Any]:
 def _codes(kind: type[Weights] | type[Bias], dimensions: tuple[int, ...]) -> _Codec:
     """Constants: the format in the JSON with the shape, the codes as an array of the other file."""
     members = {
-        field.name: {"width": INT, "signed": BOOL, "scale": FLOAT, "shift": INT}[field.name]
-        for field in fields(kind)
-        if field.name != "codes"
+        field.name: CONSTANT_FIELDS[field.name] for field in fields(kind) if field.name != "codes"
     }
     shapes = " or ".join(map(str, dimensions))
 
@@ -248,6 +246,13 @@ REQUANT = _record(
         "relu": BOOL,
     },
 )
+CONSTANT_FIELDS = {
+    "width": INT,
+    "signed": BOOL,
+    "scale": _tuple(FLOAT),
+    "codebook": _optional(_tuple(INT)),
+    "shift": INT,
+}
 WEIGHTS, BIAS = _codes(Weights, (2, 4)), _optional(_codes(Bias, (1,)))
 
 LAYERS: dict[type[Op], dict[str, _Codec]] = {

@@ -77,8 +77,8 @@ def windows_average(op: AvgPool, x: Tensor) -> Tensor:
 
 def mac(op: Conv | Linear, x: Tensor) -> Tensor:
     """Accumulators in units of their step, from real inputs and weights."""
-    step = op.input.scale * op.weights.scale
-    weights = torch.tensor(op.weights.codes).double() * op.weights.scale
+    step = op.input.scale * op.weights.scale[0]
+    weights = torch.tensor(op.weights.codes).double() * op.weights.scale[0]
     bias = None if op.bias is None else torch.tensor(op.bias.values).double() * step
     if isinstance(op, Linear):
         return functional.linear(x, weights, bias) / step

@@ -224,7 +224,7 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: Weights(codes=np.zeros((0, 3), dtype=int), width=2), "at least one entry"),
     (lambda: weights((1, 1), 0), "1 to 32 bits, not 0"),
     (lambda: weights((1, 1), 33), "1 to 32 bits, not 33"),
-    (lambda: Weights(codes=np.array([[1]]), width=2, scale=float("inf")), "positive and finite"),
+    (lambda: Weights(codes=np.array([[1]]), width=2, scale=(float("inf"),)), "positive and finite"),
     (lambda: Bias(codes=np.array([[1]]), width=2), "shape .out,."),
     (lambda: Bias(codes=np.array([1]), width=2, shift=61), "shift of a bias"),
     (lambda: Bias(codes=np.array([1]), width=63), "1 to 62 bits, not 63"),

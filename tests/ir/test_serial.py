@@ -73,7 +73,7 @@ def layer(value: dict[str, Any]) -> dict[str, Any]:
 
 
 EDITS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
-    (lambda v: v.update(schema=2), "schema must be 1, not 2"),
+    (lambda v: v.update(schema=3), "schema must be 2, not 3"),
     (lambda v: v.update(schema="1"), "integer key 'schema'"),
     (lambda v: v.pop("schema"), "integer key 'schema'"),
     (lambda v: v.pop("name"), "the file lacks the key 'name'; add it"),

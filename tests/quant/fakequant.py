@@ -49,11 +49,11 @@ def _weights(layer: Conv | Linear, op: MacOp) -> Tensor:
     if isinstance(layer, Conv) and op.weights.codes.ndim == 2:
         given = given[:, :, 0, 0]
     limit = 2.0 ** (op.weights.width - 1)
-    return _round(given / op.weights.scale).clamp(-limit, limit - 1) * op.weights.scale
+    return _round(given / op.weights.scale[0]).clamp(-limit, limit - 1) * op.weights.scale[0]
 
 
 def _accumulate(layer: Conv | Linear, op: MacOp, x: Tensor) -> Tensor:
-    step = op.input.scale * op.weights.scale
+    step = op.input.scale * op.weights.scale[0]
     bias = None if op.bias is None else torch.tensor(op.bias.values).double() * step
     weights = _weights(layer, op)
     if weights.ndim == 2:
@@ -115,7 +115,7 @@ def _layer(node: Node, behind: list[Node], op: Op, inputs: list[Tensor]) -> Tens
             else:  # the ReLU's limits come before the batch norm
                 top = relus[0].max
                 limit = None if top is None else torch.tensor(top * affine.scale + affine.offset)
-                codes = total.clamp(min=0) / (op.input.scale * op.weights.scale)
+                codes = total.clamp(min=0) / (op.input.scale * op.weights.scale[0])
                 made = _scaled(codes, op.requant, kind)
                 if limit is not None:
                     edge = _to_format(limit, kind).reshape(-1, *[1] * (x.ndim - 2))

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from hwgen.ir import Network, TensorType
+from quant.baseline import quantize_linear, with_preprocessing
 from quant.config import LayerBits, QuantConfig
 from quant.graph import (
     INPUT,
@@ -28,7 +29,6 @@ from quant.graph import (
     Relu,
     Shape,
 )
-from quant.linear import quantize_linear, with_preprocessing
 from quant.models import Preprocess
 
 __all__ = [

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from hwgen.ir import Network, Rounding
+from quant.baseline import quantize_linear, with_preprocessing
 from quant.checkpoints import load_checkpoint, load_model, shipped_checkpoint
 from quant.config import LayerBits, QuantConfig
 from quant.datasets import Dataset, load_dataset
 from quant.formats import Calibration
 from quant.graph import FloatGraph
 from quant.importers import fold, import_onnx, import_torch
-from quant.linear import quantize_linear, with_preprocessing
 from quant.models import Preprocess
 from tests.quant.fakequant import fake_quantised
 from tests.quant.floatgraphs import pixels, preprocessing, random_graph

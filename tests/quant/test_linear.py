@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hwgen.ir import INPUT, Bias, MacOp, Network, Op, Requant, Rescale, Rounding
 from hwgen.ir import Conv as IntegerConv
+from quant.baseline import quantize_linear
 from quant.config import LayerBits, QuantConfig
 from quant.formats import Calibration
 from quant.graph import (
@@ -28,7 +29,6 @@ from quant.graph import (
     Relu,
 )
 from quant.grouping import Group, group_nodes
-from quant.linear import quantize_linear
 from tests.quant.floatgraphs import (
     RAW,
     Maker,
@@ -65,8 +65,8 @@ def allowed_error(group: Group, op: Op, inputs: list[NDArray[np.int64]]) -> Any:
     if isinstance(node, Conv) and x.ndim == 2:
         x = x[:, :, None, None]
     spread = ones.evaluate(x).numpy().reshape(len(x), *op.output.shape)
-    step = op.input.scale * op.weights.scale
-    bound = op.weights.scale / 2 * spread
+    step = op.input.scale * op.weights.scale[0]
+    bound = op.weights.scale[0] / 2 * spread
     if op.bias is not None:
         bound = bound + step * (1 << op.bias.shift) / 2
     if group.affine is not None:
@@ -319,7 +319,7 @@ def test_biases_at_the_accumulators_scale() -> None:
             assert op.bias.width == bits
             assert 0 <= op.bias.shift <= most
             assert (op.bias.shift > 0) or bits == 16
-            step = op.input.scale * op.weights.scale
+            step = op.input.scale * op.weights.scale[0]
             error = np.abs(op.bias.values * step - node.bias).max()
             assert error <= step * 2**op.bias.shift / 2
 
@@ -340,7 +340,7 @@ def mean_square(network: Network, whole: FloatGraph, images: NDArray[np.uint8]) 
     expected = floats(whole, images)[whole.mac_nodes[0].name]
     op = network.ops[0]
     assert isinstance(op, MacOp)
-    step = op.input.scale * op.weights.scale
+    step = op.input.scale * op.weights.scale[0]
     return float(np.mean((op.acc(images.astype(np.int64)) * step - expected) ** 2))
 
 
@@ -375,7 +375,7 @@ def test_corrected_biases_take_the_mean_error_away() -> None:
         expected = floats(whole, images)[whole.mac_nodes[0].name]
         op = network.ops[0]
         assert isinstance(op, MacOp)
-        step = op.input.scale * op.weights.scale
+        step = op.input.scale * op.weights.scale[0]
         error = op.acc(images.astype(np.int64)) * step - expected
         means.append(np.abs(error.mean((0, 2, 3))).max())
         if corrected:

@@ -13,6 +13,7 @@ from hwgen.ir import INPUT, Rescale
 from hwgen.ir import Concat as IntegerConcat
 from hwgen.ir import Conv as IntegerConv
 from hwgen.ir import Linear as IntegerLinear
+from quant.baseline import quantize_linear
 from quant.config import LayerBits, QuantConfig
 from quant.formats import Calibration
 from quant.graph import (
@@ -26,7 +27,6 @@ from quant.graph import (
     MaxPool,
     Relu,
 )
-from quant.linear import quantize_linear
 from quant.models import Preprocess
 from tests.quant.floatgraphs import (
     RAW,

@@ -67,42 +67,80 @@ class Weights:
     Parameters
     ----------
     codes : int64 array
-        ``(out, in / groups, rows, columns)`` of a convolution, ``(out, in)`` of a linear layer.
-        Stored as a read-only copy.
+        ``(out, in / groups, rows, columns)`` of a convolution, ``(out, in)`` of a linear layer:
+        what is multiplied. Stored as a read-only copy.
     width : int
         Bits of a code, 1 to 32. A signed code of one bit is -1 or 0.
     signed : bool
-    scale : float
-        Positive and finite.
+    scale : tuple of float
+        Positive and finite; one for the tensor or one for each output channel.
+    codebook : tuple of int, optional
+        The values that codes may have, rising, at least one. The hardware stores the place of a
+        code in the codebook, :attr:`stored_width` bits, and looks the code up.
 
     Raises
     ------
     BadNetwork
-        If a code is no integer or does not fit the width.
+        If a code is no integer, does not fit the width or is not in the codebook.
     """
 
     codes: Codes
     width: int
     signed: bool = True
-    scale: float = 1.0
+    scale: tuple[float, ...] = (1.0,)
+    codebook: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.width <= 32:
             raise BadNetwork(f"the width of weights must be 1 to 32 bits, not {self.width}")
-        if not (isfinite(self.scale) and self.scale > 0):
+        if not self.scale or not all(isfinite(scale) and scale > 0 for scale in self.scale):
             raise BadNetwork(f"the scale of weights must be positive and finite, not {self.scale}")
-        object.__setattr__(
-            self, "codes", _frozen_codes(self.codes, "weights", self.width, self.signed)
-        )
+        codes = _frozen_codes(self.codes, "weights", self.width, self.signed)
+        object.__setattr__(self, "codes", codes)
+        if len(self.scale) not in (1, len(codes)):
+            raise BadNetwork(
+                f"the scale of weights must have 1 entry or one for each of the {len(codes)} output"
+                f" channels, not {len(self.scale)}"
+            )
+        if self.codebook is not None:
+            self._check_codebook(self.codebook)
+
+    def _check_codebook(self, codebook: tuple[int, ...]) -> None:
+        entries = _frozen_codes(list(codebook), "a codebook", self.width, self.signed)
+        if (np.diff(entries) <= 0).any():
+            raise BadNetwork(f"the entries of a codebook must rise, not be {codebook}; sort them")
+        unknown = ~np.isin(self.codes, entries)
+        if unknown.any():
+            place = tuple(int(i) for i in np.argwhere(unknown)[0])
+            raise BadNetwork(
+                f"weights with a codebook must be its entries {codebook}, not {self.codes[place]}"
+                f" at {place}; add that entry or take the nearest"
+            )
+
+    @property
+    def stored_width(self) -> int:
+        """Bits of a weight in memory: of a place in the codebook where there is one."""
+        if self.codebook is None:
+            return self.width
+        return max(1, (len(self.codebook) - 1).bit_length())
+
+    @property
+    def stored(self) -> Codes:
+        """What the memory holds, in the shape of ``codes``: places in the codebook, or codes."""
+        if self.codebook is None:
+            return self.codes
+        return np.searchsorted(np.array(self.codebook, dtype=np.int64), self.codes)
+
+    def _format(self) -> tuple[object, ...]:
+        return self.width, self.signed, self.scale, self.codebook
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Weights):
             return NotImplemented
-        same = (self.width, self.signed, self.scale) == (other.width, other.signed, other.scale)
-        return same and np.array_equal(self.codes, other.codes)
+        return self._format() == other._format() and np.array_equal(self.codes, other.codes)
 
     def __hash__(self) -> int:
-        return hash((self.width, self.signed, self.scale, self.codes.shape, self.codes.tobytes()))
+        return hash((self._format(), self.codes.shape, self.codes.tobytes()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
