@@ -35,7 +35,7 @@ from hwgen.ir.ops import (
 )
 from hwgen.ir.ops.base import Codes
 
-__all__ = ["Scratch", "Step", "Tensor", "build"]
+__all__ = ["MacFacts", "Scratch", "Step", "Tensor", "build"]
 
 Step = Callable[[], object]
 """Something that reads and writes the plan's arrays."""
@@ -119,8 +119,39 @@ class Tensor:
             codes += self.type.zero
 
 
+@dataclass(frozen=True, slots=True)
+class MacFacts:
+    """What follows from a layer's constants alone, the same for all batches.
+
+    Attributes
+    ----------
+    bound : int
+        No partial sum of products, accumulator or weight exceeds it in magnitude.
+    affine : Affine or None
+        The requantiser, biases included.
+    """
+
+    bound: int
+    affine: Affine | None
+
+    @classmethod
+    def of(cls, op: MacOp) -> MacFacts:
+        """The facts of a layer."""
+        bound = max(op.magnitude, int(np.abs(op.weights.codes).max()))
+        affine = None
+        if op.requant is not None:
+            bias = None if op.bias is None else op.bias.values
+            affine = Affine.of(op.requant, *op.accumulator_interval(), bias)
+        return cls(bound, affine)
+
+
 def build(
-    op: Op, sources: list[Tensor], out: Tensor, scratch: Scratch, pool: MaxPool | None = None
+    op: Op,
+    sources: list[Tensor],
+    out: Tensor,
+    scratch: Scratch,
+    pool: MaxPool | None = None,
+    facts: MacFacts | None = None,
 ) -> list[Step]:
     """The steps that evaluate a layer, and the max pool behind it where one is given.
 
@@ -130,7 +161,7 @@ def build(
     steps: list[Step] | None = None
     match op:
         case Conv() | Linear():
-            steps = _mac(op, sources[0], out, scratch, pool)
+            steps = _mac(op, facts or MacFacts.of(op), sources[0], out, scratch, pool)
         case MaxPool():
             fill = float(op.input.minimum - op.input.zero)
             steps = _windows(np.maximum, sources[0].view, op.geometry, out.view, fill, scratch)
@@ -188,24 +219,27 @@ def _requantise(
 
 
 def _mac(
-    op: MacOp, source: Tensor, out: Tensor, scratch: Scratch, pool: MaxPool | None
+    op: MacOp,
+    facts: MacFacts,
+    source: Tensor,
+    out: Tensor,
+    scratch: Scratch,
+    pool: MaxPool | None,
 ) -> list[Step] | None:
     """Dot products, then the pool, then bias and requantiser; None where float64 is not exact."""
-    dtype = float_for(max(op.magnitude, int(np.abs(op.weights.codes).max())))
+    dtype = float_for(facts.bound)
     if dtype is None or source.view.dtype.kind != "f" or out.view.dtype.kind != "f":
         return None
     weights = op.weights.codes.astype(np.float64)
-    affine, scaled = None, False
-    if op.requant is not None:
-        bias = None if op.bias is None else op.bias.values
-        affine = Affine.of(op.requant, *op.accumulator_interval(), bias)
+    affine, scaled = facts.affine, False
+    if affine is not None:
         # Multiplier and shift go into the weights where all partial sums stay exact: with the
         # weights times mult they are below magnitude * |mult|, and the power of two changes
         # exponents only. Each weight times mult must be exact too (the magnitude of a network of
         # zeros is 0).
         largest = max(abs(m) for m in affine.mult)
-        reach = max(op.magnitude, int(np.abs(op.weights.codes).max())) * max(largest, 1)
-        scaled = not op.requant.relu and reach < 1 << (53 if dtype == FLOAT64 else 24)
+        reach = facts.bound * max(largest, 1)
+        scaled = not affine.requant.relu and reach < 1 << (53 if dtype == FLOAT64 else 24)
         if scaled:
             weights *= np.array(affine.gain).reshape(-1, *[1] * (weights.ndim - 1))
     if isinstance(op, Conv):

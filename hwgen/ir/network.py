@@ -180,7 +180,7 @@ class Network:
         array = self.check(codes)
         executor = _EXECUTORS.get(self)
         if executor is None:
-            executor = _EXECUTORS[self] = Executor(self.input, self.ops, self.output)
+            executor = _EXECUTORS[self] = Executor({INPUT: self.input}, self.ops, (self.output,))
         return executor.evaluate(array, batch, progress)
 
     def classify(self, codes: Any) -> Codes:
