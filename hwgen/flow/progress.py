@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -13,6 +14,10 @@ from rich.progress import Progress as Bars
 __all__ = ["Console", "Progress", "Shown", "Silent"]
 
 Advance = Callable[[int, int], None]
+StepAdvance = Callable[[int, int, str], None]
+
+LINE_SECONDS = 10.0
+"""Least seconds between two lines of a search where there is no terminal."""
 
 
 class Progress(Protocol):
@@ -23,6 +28,10 @@ class Progress(Protocol):
 
     def bar(self, what: str, total: int) -> AbstractContextManager[Advance]:
         """A step of known length; gives ``advance(done, total)``."""
+
+    def steps(self, what: str, total: int) -> AbstractContextManager[StepAdvance]:
+        """A search of about ``total`` steps; gives ``advance(done, total, text)``, the text saying
+        what was reached."""
 
 
 class Silent:
@@ -35,6 +44,10 @@ class Silent:
     @contextmanager
     def bar(self, what: str, total: int) -> Iterator[Advance]:
         yield lambda done, total: None
+
+    @contextmanager
+    def steps(self, what: str, total: int) -> Iterator[StepAdvance]:
+        yield lambda done, total, text: None
 
 
 class Shown:
@@ -68,3 +81,37 @@ class Shown:
         with Bars(*columns, console=self.console) as bars:
             task = bars.add_task(what, total=total)
             yield lambda done, total: bars.update(task, completed=done, total=total)
+
+    @contextmanager
+    def steps(self, what: str, total: int) -> Iterator[StepAdvance]:
+        if not self.console.is_terminal:
+            with self._lines(what) as advance:
+                yield advance
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
+        )
+        with Bars(*columns, console=self.console) as bars:
+            task = bars.add_task(what, total=total, text="")
+            yield lambda done, total, text: bars.update(
+                task, completed=done, total=total, text=text
+            )
+
+    @contextmanager
+    def _lines(self, what: str) -> Iterator[StepAdvance]:
+        """A line at the start, and then one every :data:`LINE_SECONDS` at most."""
+        self.console.print(f"{what} ...", highlight=False, markup=False)
+        last = time.monotonic()
+
+        def advance(done: int, total: int, text: str) -> None:
+            nonlocal last
+            if (now := time.monotonic()) - last >= LINE_SECONDS:
+                last = now
+                line = f"{what}: {done} of {total}{', ' + text if text else ''} ..."
+                self.console.print(line, highlight=False, markup=False)
+
+        yield advance

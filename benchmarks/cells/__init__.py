@@ -1,0 +1,8 @@
+"""The cells of the benchmark of the quantisation methods: one module for each method.
+
+A module has ``cells(quick) -> list[Cell]``, in the order in which they run, and
+``report(results, out) -> str``, a section of Markdown from the results that are there.
+"""
+
+METHODS = ("linear", "adaptive", "layerwise", "evolve", "cluster", "accumulator")
+"""The methods in the order of the report."""

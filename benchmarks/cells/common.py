@@ -1,0 +1,236 @@
+"""What the cells of a benchmark are made of, and the networks and images that they ask for."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hwgen.errors import BadInput
+from hwgen.files import ensure_folder
+from hwgen.flow.model import load_model
+from quant.checkpoints import shipped_checkpoint
+from quant.datasets import load_dataset
+from quant.graph import FloatGraph
+from quant.models import Preprocess
+from quant.progress import Progress, Silent
+from quant.splits import Splits
+
+__all__ = ["NETWORKS", "Case", "Cases", "Cell", "markdown_table", "percent", "points"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One measurement of a benchmark.
+
+    Parameters
+    ----------
+    name : str
+        Unique, begins with the method's name; letters, digits, ``-``, ``_`` and ``.``.
+    run : callable
+        Measures, and gives JSON values without NaN that are the same in every run.
+    config : mapping
+        JSON values that decide the result besides the name: options, seeds, the widths. A result
+        of another configuration is measured again.
+    """
+
+    name: str
+    run: Callable[[Cases], dict[str, Any]]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
+            raise BadInput(f"a cell's name must be a plain file name, not {self.name!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Case:
+    """A network and its images.
+
+    Parameters
+    ----------
+    name : str
+        One of :data:`NETWORKS`.
+    graph : FloatGraph
+        Takes preprocessed images.
+    preprocess : Preprocess
+    splits : Splits
+    seen : bool
+        Whether the network saw the search images in training, as far as is known.
+    """
+
+    name: str
+    graph: FloatGraph = field(repr=False)
+    preprocess: Preprocess
+    splits: Splits = field(repr=False)
+    seen: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Network:
+    """Where a network comes from: a reference file, a shipped network, or both."""
+
+    data: str
+    file: str | None = None
+    shipped: str | None = None
+    preprocess: str | None = None
+
+
+NETWORKS: Mapping[str, _Network] = {
+    "lenet5-cifar10": _Network(data="cifar10", file="lenet5_cifar10.pt", shipped="lenet5"),
+    "lenet5-mnist": _Network(data="mnist", file="lenet5_mnist.pt", shipped="lenet5"),
+    "resnet8-cifar10": _Network(data="cifar10", file="resnet8_cifar10.onnx"),
+    "goyal-mnist": _Network(data="mnist", file="goyal-seq-mnist.onnx", preprocess="unit"),
+    "goyal-cifar10": _Network(data="cifar10", file="goyal-seq-cifar10.onnx", preprocess="unit"),
+    "lenet5-digits": _Network(data="digits", shipped="lenet5"),
+    "digits-tiny": _Network(data="digits", shipped="digits-tiny"),
+}
+"""The networks of the benchmarks."""
+
+
+class Cases:
+    """The networks and images of a benchmark, loaded when they are first asked for.
+
+    Parameters
+    ----------
+    work : Path
+        Folder for what cells share and for unfinished searches.
+    data_dirs : mapping of str to Path
+        Folders of the data sets' files by the name of the data set; see
+        :func:`quant.datasets.load_dataset`.
+    models : Path, optional
+        Folder of the reference networks. Without it LeNet-5 has the shipped weights, and the other
+        networks are not there.
+    quick : bool
+        Whether this is the short form.
+    progress : Progress, optional
+        What searches in cells may report to.
+    """
+
+    def __init__(
+        self,
+        work: Path,
+        *,
+        data_dirs: Mapping[str, Path] | None = None,
+        models: Path | None = None,
+        quick: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        self.work, self.models, self.quick = work, models, quick
+        self.progress: Progress = progress or Silent()
+        self.used: dict[str, str] = {}
+        self._data_dirs = dict(data_dirs or {})
+        self._data: dict[str, Any] = {}
+        self._cases: dict[tuple[str, int | None], Case] = {}
+
+    def case(self, name: str, search: int | None = None) -> Case:
+        """A network with its images.
+
+        Parameters
+        ----------
+        name : str
+            One of :data:`NETWORKS`.
+        search : int, optional
+            Search images to use, the first ones; all held-out images by default.
+
+        Raises
+        ------
+        BadInput, BadDataset
+            If there is no such network, or its file or images are not there.
+        """
+        self.used[name] = self.digest(name)
+        key = (name, search)
+        if key not in self._cases:
+            network = NETWORKS[name]
+            data = self._dataset(network.data)
+            path = self._file(name)
+            model = load_model(path, data=data, preprocess=network.preprocess)
+            splits = Splits.of(
+                data, held_out=model.held_out, search=search, size=self._size(model.graph)
+            )
+            self._cases[key] = Case(
+                name=name,
+                graph=model.graph,
+                preprocess=model.preprocess,
+                splits=splits,
+                seen=splits.search_seen,
+            )
+        return self._cases[key]
+
+    def digest(self, name: str) -> str:
+        """sha256 of a network's file.
+
+        Raises
+        ------
+        BadInput
+            If there is no such network, or no file of it.
+        """
+        return hashlib.sha256(self._file(name).read_bytes()).hexdigest()
+
+    def scratch(self, name: str) -> Path:
+        """A path below :attr:`work` for a file of a search or one that cells share.
+
+        Its folder is there; the file is as the last run left it, if it did.
+        """
+        path = self.work / name
+        ensure_folder(path.parent)
+        return path
+
+    def _dataset(self, name: str) -> Any:
+        if name not in self._data:
+            self._data[name] = load_dataset(name, data_dir=self._data_dirs.get(name))
+        return self._data[name]
+
+    def _file(self, name: str) -> Path:
+        if name not in NETWORKS:
+            raise BadInput(f"the network must be one of {', '.join(NETWORKS)}, not {name!r}")
+        network = NETWORKS[name]
+        if network.file is not None and self.models is not None:
+            path = self.models / network.file
+            if not path.is_file():
+                raise BadInput(f"--models {self.models} holds no {network.file}; put it there")
+            return path
+        if network.shipped is None:
+            raise BadInput(
+                f"no weights ship for {name}; give --models FOLDER with {network.file} in it"
+            )
+        return shipped_checkpoint(network.shipped, network.data)
+
+    @staticmethod
+    def _size(graph: FloatGraph) -> tuple[int, int]:
+        _, rows, columns = graph.input_shape
+        return rows, columns
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A fraction as percent; a dash where there is none.
+
+    >>> percent(0.73456)
+    '73.46%'
+    """
+    return "-" if value is None else f"{100 * value:.{digits}f}%"
+
+
+def points(value: float | None, digits: int = 2) -> str:
+    """A difference of fractions in percentage points; a dash where there is none.
+
+    >>> points(0.0123)
+    '1.23'
+    """
+    return "-" if value is None else f"{100 * value:.{digits}f}"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table: the first column to the left, the others to the right.
+
+    >>> print(markdown_table(("a", "b"), [("x", 1)]))
+    | a | b |
+    | --- | ---: |
+    | x | 1 |
+    """
+    rules = ["---", *["---:"] * (len(header) - 1)]
+    lines = [header, rules, *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)

@@ -1,0 +1,268 @@
+"""Run the benchmark of the quantisation methods, cell by cell, and write its report.
+
+What is done stays: the same command goes on where it stopped. Results are the same in every run but
+for ``timing.json``. Exits with status 1 where a cell failed, 130 where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import importlib.util
+import json
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from rich.console import Console  # noqa: E402
+
+from benchmarks.cells import METHODS  # noqa: E402
+from benchmarks.cells.common import Cases, Cell  # noqa: E402
+from hwgen.errors import BadInput, HwgenError  # noqa: E402
+from hwgen.files import ensure_folder, write_json, write_text  # noqa: E402
+from hwgen.flow.progress import Shown  # noqa: E402
+from hwgen.flow.workspace import digest  # noqa: E402
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """The cells of one method; ``broken`` says why there are none."""
+
+    name: str
+    module: ModuleType | None
+    cells: tuple[Cell, ...]
+    broken: str | None = None
+
+
+def load_methods(quick: bool) -> list[Method]:
+    """The methods' cells; those that cannot be loaded say why."""
+    methods = []
+    seen: dict[str, str] = {}
+    for name in METHODS:
+        if importlib.util.find_spec(f"benchmarks.cells.{name}") is None:
+            methods.append(Method(name=name, module=None, cells=(), broken="it has no cells"))
+            continue
+        try:
+            module = importlib.import_module(f"benchmarks.cells.{name}")
+            cells = tuple(module.cells(quick))
+        except Exception as error:  # one broken method must not stop the others
+            reason = f"its cells cannot be loaded: {type(error).__name__}: {error}"
+            methods.append(Method(name=name, module=None, cells=(), broken=reason))
+            continue
+        for cell in cells:
+            if cell.name in seen:
+                raise BadInput(f"the cell {cell.name} is in {seen[cell.name]} and in {name}")
+            seen[cell.name] = name
+        methods.append(Method(name=name, module=module, cells=cells))
+    return methods
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """The results on disk: a file a cell."""
+
+    folder: Path
+    quick: bool
+
+    def path(self, cell: Cell) -> Path:
+        return self.folder / "cells" / f"{cell.name}.json"
+
+    def identity(self, cell: Cell) -> str:
+        """Digest of what decides a cell's result besides its networks."""
+        return digest("cell", SCHEMA, cell.name, dict(cell.config), self.quick)
+
+    def read(self, cell: Cell) -> dict[str, Any] | None:
+        """A cell's record if its configuration is this one's."""
+        try:
+            record = json.loads(self.path(cell).read_text(encoding="utf-8"))
+            same = record["config"] == self.identity(cell)
+            return record if same and isinstance(record["result"], dict) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def done(self, cell: Cell, cases: Cases) -> bool:
+        """Whether there is a result of the same configuration and the same networks."""
+        record = self.read(cell)
+        if record is None:
+            return False
+        try:
+            return all(cases.digest(name) == old for name, old in record["networks"].items())
+        except (HwgenError, KeyError, AttributeError):
+            return False
+
+    def write(self, cell: Cell, result: dict[str, Any], networks: Mapping[str, str]) -> None:
+        ensure_folder(self.folder / "cells")
+        record = {
+            "cell": cell.name,
+            "config": self.identity(cell),
+            "networks": dict(sorted(networks.items())),
+            "result": result,
+        }
+        write_json(self.path(cell), record)
+
+    def timed(self, cell: Cell, wall: float, cpu: float) -> None:
+        """Add a cell's seconds to ``timing.json``; processes take turns."""
+        path = self.folder / "timing.json"
+        with (self.folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                seconds = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                seconds = {}
+            seconds[cell.name] = {"seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)}
+            write_json(path, dict(sorted(seconds.items())))
+
+
+def run_cells(
+    methods: Sequence[Method], store: Store, cases: Cases, only: str | None, console: Console
+) -> list[str]:
+    """Run what is not done yet; the failures, a line each."""
+    wanted = [
+        cell
+        for method in methods
+        for cell in method.cells
+        if only is None or re.search(only, cell.name)
+    ]
+    todo = [cell for cell in wanted if not store.done(cell, cases)]
+    console.print(f"{len(todo)} of {len(wanted)} cells to run", highlight=False)
+    failures = []
+    for number, cell in enumerate(todo, 1):
+        console.print(f"[{number}/{len(todo)}] {cell.name} ...", highlight=False, markup=False)
+        wall, cpu = time.perf_counter(), time.process_time()
+        cases.used.clear()
+        try:
+            result = cell.run(cases)
+            store.write(cell, result, cases.used)
+        except Exception as error:  # the other cells go on; all failures are told at the end
+            failures.append(f"{cell.name}: {type(error).__name__}: {error}")
+            console.print(f"failed: {failures[-1]}", highlight=False, markup=False)
+            if not isinstance(error, HwgenError):
+                console.print_exception(max_frames=8)
+            continue
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        store.timed(cell, wall, cpu)
+        console.print(f"done in {wall:.1f} s", highlight=False)
+    return failures
+
+
+HEAD = """# Results of the quantisation methods
+
+Written by `python benchmarks/methods.py{options}`; the figures are those of `cells/*.json`. Search
+images choose, test images are looked at once, when all is chosen. Accuracies are top-1; drops are in
+percentage points. `timing.json` has the seconds.
+"""
+
+
+def write_report(methods: Sequence[Method], store: Store) -> list[str]:
+    """Write ``README.md`` and the plots from what is done; the sections that failed."""
+    options = " --quick" if store.quick else ""
+    parts = [HEAD.format(options=options).strip()]
+    failures = []
+    for method in methods:
+        parts.append(f"## {method.name}")
+        if method.module is None:
+            parts.append(f"Nothing to show: {method.broken}.")
+            continue
+        records = {cell.name: store.read(cell) for cell in method.cells}
+        missing = [name for name, record in records.items() if record is None]
+        results = {name: record["result"] for name, record in records.items() if record}
+        if results:
+            try:
+                parts.append(method.module.report(results, store.folder).strip())
+            except Exception as error:  # a partial report may lack what a table needs
+                failures.append(f"report of {method.name}: {type(error).__name__}: {error}")
+                parts.append(f"{len(results)} cells are done; no table can be made of them yet.")
+        if missing:
+            parts.append(f"Not run yet, {len(missing)} of {len(records)}: {', '.join(missing)}.")
+    write_text(store.folder / "README.md", "\n\n".join(parts) + "\n")
+    return failures
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of results and report")
+    parser.add_argument("--data-dir-cifar10", type=Path, help="folder of CIFAR-10's files")
+    parser.add_argument("--data-dir-mnist", type=Path, help="folder of MNIST's files")
+    parser.add_argument(
+        "--models", type=Path, help="folder of the reference networks; else the shipped ones"
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="folder for unfinished searches and networks that cells share; default OUT/work",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="small networks on the embedded digits, in minutes"
+    )
+    parser.add_argument("--only", metavar="PATTERN", help="run only cells whose name it matches")
+    parser.add_argument("--list", action="store_true", help="list the cells and what is done")
+    parser.add_argument("--report-only", action="store_true", help="run nothing, only report")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch; default 1")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run and report; the exit status."""
+    options = arguments(argv)
+    console = Console(stderr=True)
+    try:
+        return _main(options, console)
+    except HwgenError as error:
+        console.print(f"error: {error}", highlight=False, markup=False)
+        return 2
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on with what is finished")
+        return 130
+
+
+def _main(options: argparse.Namespace, console: Console) -> int:
+    if options.only is not None:
+        try:
+            re.compile(options.only)
+        except re.error as error:
+            raise BadInput(f"--only must be a regular expression: {error}") from error
+    folders = {"cifar10": options.data_dir_cifar10, "mnist": options.data_dir_mnist}
+    methods = load_methods(options.quick)
+    store = Store(folder=ensure_folder(options.out), quick=options.quick)
+    cases = Cases(
+        options.work or options.out / "work",
+        data_dirs={name: folder for name, folder in folders.items() if folder is not None},
+        models=options.models,
+        quick=options.quick,
+        progress=Shown(console),
+    )
+    if options.list:
+        for cell in (cell for method in methods for cell in method.cells):
+            print(f"{'done' if store.done(cell, cases) else '    '} {cell.name}")
+        return 0
+    failures = [
+        f"{method.name}: {method.broken}"
+        for method in methods
+        if method.broken and (options.only is None or re.search(options.only, method.name))
+    ]
+    if not options.report_only:
+        import torch
+
+        torch.set_num_threads(options.threads)
+        failures += run_cells(methods, store, cases, options.only, console)
+    failures += write_report(methods, store)
+    for failure in failures:
+        console.print(f"failed: {failure}", highlight=False, markup=False)
+    console.print(f"written to {store.folder}: README.md", highlight=False)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
