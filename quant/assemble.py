@@ -87,6 +87,9 @@ class Assembler:
         Of all requantisers.
     scale_bits : int
         Most bits of a requantiser's multiplier, 2 to 24.
+    norms_apart : bool
+        Whether a batch norm behind a ReLU is a layer of its own, its input in the format of the
+        convolution before it.
     """
 
     def __init__(
@@ -95,10 +98,11 @@ class Assembler:
         *,
         rounding: Rounding = Rounding.HALF_UP,
         scale_bits: int = 16,
+        norms_apart: bool = False,
     ) -> None:
         check_vectors(graph)
         self.graph, self.rounding, self.scale_bits = graph, rounding, scale_bits
-        self.groups = group_nodes(graph)
+        self.groups = group_nodes(graph, norms_apart=norms_apart)
         self.joint = joint_formats(self.groups)
         self._made: OrderedDict[tuple[object, ...], tuple[Op, int]] = OrderedDict()
 

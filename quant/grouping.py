@@ -56,10 +56,11 @@ class Group:
         return isinstance(self.node, _Selects | Concat)
 
 
-def group_nodes(graph: FloatGraph) -> tuple[Group, ...]:
+def group_nodes(graph: FloatGraph, *, norms_apart: bool = False) -> tuple[Group, ...]:
     """Nodes joined with what their requantisers can do: ReLU, then affine.
 
-    Each is taken in only where nothing else reads what it takes.
+    Each is taken in only where nothing else reads what it takes, an affine never with
+    ``norms_apart``: the codes before a batch norm then have a format of their own.
     """
     groups: list[Group] = []
     taken: set[str] = set()
@@ -72,7 +73,7 @@ def group_nodes(graph: FloatGraph) -> tuple[Group, ...]:
                 group = Group(node=node, relu=reader)
             reader = _only_reader(graph, group.last.name)
             has_relu = isinstance(node, Conv | Linear) and group.relu is not None
-            if has_relu and isinstance(reader, ChannelAffine):
+            if has_relu and not norms_apart and isinstance(reader, ChannelAffine):
                 group = Group(node=node, relu=group.relu, affine=reader)
         groups.append(group)
         taken |= {part.name for part in (group.relu, group.affine) if part is not None}
