@@ -18,7 +18,7 @@ from rtl.memory import Rom
 from rtl.requant import Requantizer, shape_interval
 from rtl.rescale import delayed
 from rtl.vector import VectorBuffer
-from rtl.weights import WeightMemory
+from rtl.weights import StoredWeights, WeightMemory
 
 __all__ = ["MacArray", "MacStage"]
 
@@ -32,24 +32,26 @@ class MacArray(wiring.Component):
     Registers, in order: operands ``x_<in>`` and ``w_<out>_<in>``, products ``product_<out>_<in>``,
     ``tree_latency(in_lanes)`` levels of sums ``sum_<out>_<level>_<node>``, accumulators
     ``acc_<out>``. Each has the width of its own exact interval over the weights that occur in its
-    place, and at most the accumulator's, where two's complement makes wrapping harmless. A weight
-    that is the same in every word is a constant and no register.
+    place, and at most the accumulator's, where two's complement makes wrapping harmless. An operand
+    ``w_<out>_<in>`` that is the same in every word is a constant and no register.
 
     Parameters
     ----------
-    weights : int64 array
-        ``(folds, words, out_lanes, in_lanes)``: what ``w`` carries.
+    stored : StoredWeights
+        What ``w`` and ``free`` carry.
     bias : int64 array
         ``(folds, out_lanes)``, what the accumulators start from.
-    shape_in, weight_shape : Shape
-        Operands.
+    shape_in : Shape
+        One code.
     acc_width : int
         Bits of the signed accumulators.
 
     Members
     -------
     x : ``In(ArrayLayout(shape_in, in_lanes))``
-    w : ``In(ArrayLayout(weight_shape, out_lanes * in_lanes))``
+    w : ``In(ArrayLayout(stored.shape, out_lanes * in_lanes))``
+    free : ``In(len(stored.free))``
+        Whether to take 0 for ``x`` in those lanes; absent where there are none.
     valid, last : ``In(1)``
         Belong to ``x``: whether there is a word, and whether it is the last of its fold.
     acc : ``Out(ArrayLayout(signed(acc_width), out_lanes))``
@@ -62,29 +64,29 @@ class MacArray(wiring.Component):
 
     def __init__(
         self,
-        weights: NDArray[np.int64],
+        stored: StoredWeights,
         bias: NDArray[np.int64],
         shape_in: Shape,
-        weight_shape: Shape,
         acc_width: int,
     ) -> None:
-        self.folds, self.words, self.out_lanes, self.in_lanes = weights.shape
-        self.weights = weights
+        self.stored = stored
+        self.weights = stored.weights
+        self.folds, self.words, self.out_lanes, self.in_lanes = stored.weights.shape
         self.bias = bias
         self.shape_in = shape_in
-        self.weight_shape = weight_shape
         self.acc_width = acc_width
-        super().__init__(
-            {
-                "x": In(data.ArrayLayout(shape_in, self.in_lanes)),
-                "w": In(data.ArrayLayout(weight_shape, self.out_lanes * self.in_lanes)),
-                "valid": In(1),
-                "last": In(1),
-                "acc": Out(data.ArrayLayout(signed(acc_width), self.out_lanes)),
-                "done": Out(1),
-                "fold": Out(range(self.folds)),
-            }
-        )
+        members = {
+            "x": In(data.ArrayLayout(shape_in, self.in_lanes)),
+            "w": In(data.ArrayLayout(stored.shape, self.out_lanes * self.in_lanes)),
+            "valid": In(1),
+            "last": In(1),
+            "acc": Out(data.ArrayLayout(signed(acc_width), self.out_lanes)),
+            "done": Out(1),
+            "fold": Out(range(self.folds)),
+        }
+        if stored.free:
+            members["free"] = In(len(stored.free))
+        super().__init__(members)
 
     @property
     def latency(self) -> int:
@@ -116,7 +118,10 @@ class MacArray(wiring.Component):
         operands = []
         for k in range(self.in_lanes):
             x = Signal(self.shape_in, name=f"x_{k}", reset_less=True)
-            m.d.sync += x.eq(self.x[k])
+            code = self.x[k]
+            if k in self.stored.free:
+                code = Mux(self.free[self.stored.free.index(k)], 0, code)
+            m.d.sync += x.eq(code)
             operands.append(x)
         sums = [
             self._lane_sum(m, out, operands, shapes)
@@ -144,8 +149,8 @@ class MacArray(wiring.Component):
     def _lane_sum(self, m: Module, out: int, operands: list[Signal], shapes: Any) -> Any:
         products = []
         for k, (x, shape) in enumerate(zip(operands, shapes[0], strict=True)):
-            codes = self.weights[:, :, out, k]
-            w = Signal(self.weight_shape, name=f"w_{out}_{k}", reset_less=True)
+            codes = self.stored.operands[:, :, out, k]
+            w = Signal(self.stored.shape, name=f"w_{out}_{k}", reset_less=True)
             if (codes == codes[0, 0]).all():
                 m.d.comb += w.eq(int(codes[0, 0]))
             else:
@@ -213,7 +218,7 @@ class MacStage(wiring.Component):
         ``(folds, vector, out_lanes, in_lanes)``, 0 where lanes are left over: what comes in them is
         don't-care.
     weight_shape : Shape
-        Format of a stored weight.
+        Format of a weight.
     bias : int64 array
         ``(folds, out_lanes)`` at the accumulator's scale, the input's zero point folded in.
     acc_width : int
@@ -224,6 +229,8 @@ class MacStage(wiring.Component):
         One code of the output; ``signed(acc_width)`` without ``requant``.
     out_depth : int
         Beats of the output buffer.
+    codebook : tuple of int, optional
+        Rising values; memory holds the places of the weights among them.
 
     Members
     -------
@@ -233,8 +240,8 @@ class MacStage(wiring.Component):
     Raises
     ------
     ValueError
-        If arrays have another shape, a weight does not fit its format, the capacity would deadlock,
-        or accumulators are handed out in another format.
+        If arrays have another shape, a weight does not fit its format or is not in the codebook, the
+        capacity would deadlock, or accumulators are handed out in another format.
     """
 
     def __init__(
@@ -252,6 +259,7 @@ class MacStage(wiring.Component):
         requant: Requant | None,
         shape_out: Shape,
         out_depth: int,
+        codebook: tuple[int, ...] | None = None,
     ) -> None:
         for name, array, shape in (
             ("weights", weights, (folds, vector, out_lanes, in_lanes)),
@@ -259,18 +267,14 @@ class MacStage(wiring.Component):
         ):
             if array.shape != shape:
                 raise ValueError(f"the shape of the {name} must be {shape}, not {array.shape}")
-        low, high = shape_interval(weight_shape)
-        if weights.min() < low or weights.max() > high:
-            raise ValueError(
-                f"the weights must fit {weight_shape!r}, not be {weights.min()}..{weights.max()}"
-            )
         if requant is None and Shape.cast(shape_out) != signed(acc_width):
             raise ValueError(f"accumulators go out as {signed(acc_width)!r}, not {shape_out!r}")
         self.requant = requant
         self.out_depth = out_depth
         self.vector = VectorBuffer(shape_in, in_lanes, vector, folds, capacity)
-        self.weights = WeightMemory(weights, weight_shape)
-        self.array = MacArray(weights, bias, shape_in, weight_shape, acc_width)
+        stored = StoredWeights(weights=weights, shape=weight_shape, codebook=codebook)
+        self.weights = WeightMemory(stored)
+        self.array = MacArray(stored, bias, shape_in, acc_width)
         self.requantizer = (
             None
             if requant is None
@@ -311,6 +315,8 @@ class MacStage(wiring.Component):
             array.w.eq(weights.data),
             buffer.reserve.eq(step & vector.last),
         ]
+        if weights.stored.free:
+            m.d.comb += array.free.eq(weights.free)
         issued = Signal()
         issued_last = Signal()
         m.d.sync += [issued.eq(step), issued_last.eq(vector.last)]

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from amaranth.hdl import Const, Module, Mux, Shape, Signal
+from amaranth.hdl import (
+    Cat,
+    Const,
+    MemoryData,
+    MemoryInstance,
+    Module,
+    Mux,
+    Shape,
+    Signal,
+    unsigned,
+)
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from numpy.typing import NDArray
@@ -14,7 +25,111 @@ from numpy.typing import NDArray
 from hwgen.ir.memory import rom_chunks
 from rtl.memory import add_rom
 
-__all__ = ["WeightMemory"]
+__all__ = ["StoredWeights", "WeightMemory"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StoredWeights:
+    """What memory holds of the weights, and what of it becomes an operand.
+
+    Parameters
+    ----------
+    weights : int64 array
+        ``(folds, words, out_lanes, in_lanes)``, what multiplies: 0 in input lanes left over.
+    shape : Shape
+        Format of a weight.
+    codebook : tuple of int, optional
+        Rising values; memory then holds a weight's place among them. Without 0 among them, an input
+        lane that is left over in a word has no weight that multiplies what it carries to 0; see
+        ``free``.
+
+    Attributes
+    ----------
+    steps : int
+        Words of memory, ``folds * words``.
+    lanes : int
+        Weights of a word, ``out_lanes * in_lanes``.
+    width : int
+        Bits of a stored weight.
+    fields : int64 array
+        ``(steps, lanes)``, weights or their places; 0 where ``free``.
+    operands : int64 array
+        ``(folds, words, out_lanes, in_lanes)``, what the multipliers get for them.
+    free : tuple of int
+        Input lanes that are left over in some word and whose operands there are not 0. A word has a
+        bit for each, 1 where the lane is left over; it makes the lane's input 0, so that its
+        products are 0 with whatever weights. So the sums are exactly those of ``weights``, for one
+        bit a lane instead of a wider place in the codebook for every weight.
+    marks : int64 array
+        ``(steps, len(free))``, those bits.
+
+    Raises
+    ------
+    ValueError
+        If a weight does not fit its format, or is neither in the codebook nor 0 in all output lanes.
+    """
+
+    weights: NDArray[np.int64]
+    shape: Shape
+    codebook: tuple[int, ...] | None = None
+    steps: int = field(init=False)
+    lanes: int = field(init=False)
+    width: int = field(init=False)
+    fields: NDArray[np.int64] = field(init=False)
+    operands: NDArray[np.int64] = field(init=False)
+    free: tuple[int, ...] = field(init=False)
+    marks: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        folds, words, out_lanes, in_lanes = self.weights.shape
+        lanes, low, high = out_lanes * in_lanes, *_interval(self.shape)
+        least, most = int(self.weights.min()), int(self.weights.max())
+        if least < low or most > high:
+            raise ValueError(f"the weights must fit {self.shape!r}, not be {least}..{most}")
+        steps, width = folds * words, self.shape.width
+        places, operands = self.weights, self.weights
+        left_over = np.zeros((steps, in_lanes), dtype=np.bool_)
+        if self.codebook is not None:
+            entries = np.array(self.codebook, dtype=np.int64)
+            if not len(entries) or entries[0] < low or entries[-1] > high:
+                raise ValueError(f"a codebook must fit {self.shape!r}, not be {self.codebook}")
+            left_over = (self.weights == 0).all(axis=2).reshape(steps, in_lanes) & (
+                0 not in entries
+            )
+            free = left_over.reshape(folds, words, 1, in_lanes)
+            places = np.where(free, 0, np.searchsorted(entries, self.weights))
+            operands = entries[np.minimum(places, len(entries) - 1)]
+            if (np.diff(entries) <= 0).any() or (~free & (operands != self.weights)).any():
+                raise ValueError(f"weights must be of the rising codebook {self.codebook}")
+            width = max(1, (len(entries) - 1).bit_length())
+        set_field = object.__setattr__
+        set_field(self, "steps", steps)
+        set_field(self, "lanes", lanes)
+        set_field(self, "width", width)
+        set_field(self, "fields", places.reshape(steps, lanes))
+        set_field(self, "operands", operands)
+        set_field(self, "free", tuple(np.flatnonzero(left_over.any(axis=0)).tolist()))
+        set_field(self, "marks", left_over[:, list(self.free)].astype(np.int64))
+
+    @property
+    def word_width(self) -> int:
+        """Bits of a word of memory."""
+        return self.lanes * self.width + len(self.free)
+
+    @property
+    def words(self) -> list[int]:
+        """Words of memory: field ``out * in_lanes + in`` lowest first, then the marks."""
+        mask = (1 << self.width) - 1
+        return [
+            sum((int(code) & mask) << (k * self.width) for k, code in enumerate(row))
+            | sum(int(mark) << (self.lanes * self.width + k) for k, mark in enumerate(marks))
+            for row, marks in zip(self.fields, self.marks, strict=True)
+        ]
+
+
+def _interval(shape: Shape) -> tuple[int, int]:
+    half = 1 << (shape.width - 1)
+    return (-half, half - 1) if shape.signed else (0, 2 * half - 1)
 
 
 class WeightMemory(wiring.Component):
@@ -28,31 +143,31 @@ class WeightMemory(wiring.Component):
     The first word is read in the cycle after reset. No step can fire in it: the first step needs a
     word of the vector that was written in an earlier cycle, and reset has emptied the vector ring.
 
+    With a codebook the memory ``codebook`` of its entries, read without a clock once for each
+    weight, stands between these memories and the outputs.
+
     Parameters
     ----------
-    weights : int64 array
-        ``(folds, words, out_lanes, in_lanes)``.
-    weight_shape : Shape
-        Format of a stored weight.
+    stored : StoredWeights
 
     Members
     -------
     step : ``In(1)``
         The current step fires; not in the first cycle after reset.
-    data : ``Out(ArrayLayout(weight_shape, out_lanes * in_lanes))``
+    data : ``Out(ArrayLayout(stored.shape, out_lanes * in_lanes))``
         Of the step of the cycle before; weight ``out * in_lanes + in``.
+    free : ``Out(len(stored.free))``
+        Likewise its marks; absent where there are none.
     """
 
-    def __init__(self, weights: NDArray[np.int64], weight_shape: Shape) -> None:
-        folds, words, out_lanes, in_lanes = weights.shape
-        lanes, width = out_lanes * in_lanes, weight_shape.width
-        mask = (1 << width) - 1
-        self.words = [
-            sum((int(code) & mask) << (k * width) for k, code in enumerate(row))
-            for row in weights.reshape(folds * words, lanes)
-        ]
-        self.width = lanes * width
-        super().__init__({"step": In(1), "data": Out(data.ArrayLayout(weight_shape, lanes))})
+    def __init__(self, stored: StoredWeights) -> None:
+        self.stored = stored
+        self.words = stored.words
+        self.width = stored.word_width
+        members = {"step": In(1), "data": Out(data.ArrayLayout(stored.shape, stored.lanes))}
+        if stored.free:
+            members["free"] = Out(len(stored.free))
+        super().__init__(members)
 
     def elaborate(self, platform: object) -> Any:
         m = Module()
@@ -74,8 +189,35 @@ class WeightMemory(wiring.Component):
                     address.eq(Mux(wraps, 0, address + 1)),
                     wraps.eq(address == last - 1),
                 ]
-        m.d.comb += self.data.as_value().eq(word)
+        if self.stored.free:
+            m.d.comb += self.free.eq(word[self.stored.lanes * self.stored.width :])
+        if self.stored.codebook is None:
+            m.d.comb += self.data.as_value().eq(word)
+        else:
+            self._decode(m, self.stored.codebook, word)
         return m
+
+    def _decode(self, m: Module, codebook: Sequence[int], word: Any) -> None:
+        """Look up the entries of the places in ``word``; constant ones need no table."""
+        stored, mask = self.stored, (1 << self.stored.shape.width) - 1
+        varying = (stored.fields != stored.fields[0]).any(axis=0)
+        entries = [entry & mask for entry in codebook]
+        if varying.any():
+            contents = MemoryData(
+                shape=unsigned(stored.shape.width), depth=len(entries), init=entries
+            )
+            m.submodules.codebook = table = MemoryInstance(data=contents)
+        values: list[Any] = []
+        for k in range(stored.lanes):
+            value: Any = Const(entries[stored.fields[0, k]], stored.shape.width)
+            if varying[k]:
+                place = word[k * stored.width : (k + 1) * stored.width]
+                value = Signal(stored.shape.width, name=f"entry_{k}")
+                table.read_port(
+                    domain="comb", addr=place, data=value, en=Const(1), transparent_for=()
+                )
+            values.append(value)
+        m.d.comb += self.data.as_value().eq(Cat(*values))
 
     def _choose(self, m: Module, chunks: Sequence[range], address: Any, move: Any) -> Any:
         """The word read two moves ago: that of the step of the cycle before."""

@@ -40,8 +40,9 @@ def _weights(words: Sequence[int], width: int) -> Iterator[MemoryFact]:
 def _array(module: str, stage: Mac) -> ModuleFacts:
     """Accumulators of every lane, and a multiplier wherever the weight is not always the same."""
     out_lanes, in_lanes = stage.o.lanes, stage.i.lanes
+    stored = stage.stored.reshape(-1, out_lanes, in_lanes)
+    varies = (stored != stored[0]).any(axis=0)
     by_place = stage.weights.reshape(-1, out_lanes, in_lanes)
-    varies = (by_place != by_place[0]).any(axis=0)
     # Of an accumulator that never changes nothing is left.
     used = (by_place != 0).any(axis=(0, 2))
     return ModuleFacts(
@@ -56,13 +57,31 @@ def _array(module: str, stage: Mac) -> ModuleFacts:
     )
 
 
+def _stored(stage: Mac) -> Iterator[MemoryFact]:
+    """The weight memory and, where places in a codebook vary, the table of its entries."""
+    stored = stage.stored.reshape(-1, stage.multipliers)
+    marked = stage.left_over.reshape(-1, stage.i.lanes)
+    marks = marked[:, marked.any(axis=0)].astype(np.int64)
+    width = stage.multipliers * stage.stored_width
+    words = [
+        places | bits << width
+        for places, bits in zip(_packed(stored, stage.stored_width), _packed(marks, 1), strict=True)
+    ]
+    yield from _weights(words, width + marks.shape[1])
+    if stage.codebook is not None and (stored != stored[0]).any():
+        mask = (1 << stage.weight_width) - 1
+        yield MemoryFact(
+            name="codebook",
+            width=stage.weight_width,
+            depth=len(stage.codebook),
+            words=tuple(entry & mask for entry in stage.codebook),
+        )
+
+
 def _mac(top: str, stage: Mac) -> Iterator[ModuleFacts]:
     prefix = f"{top}_{stage.name}"
     yield _array(f"{prefix}_array", stage)
-    lanes = stage.i.lanes * stage.o.lanes
-    words = _packed(stage.weights.reshape(-1, lanes), stage.weight_width)
-    width = lanes * stage.weight_width
-    memories = tuple(_weights(words, width))
+    memories = tuple(_stored(stage))
     if memories:
         yield ModuleFacts(module=f"{prefix}_weights", memories=memories)
     width = stage.accumulator_width

@@ -107,6 +107,11 @@ def _mac(
     bias = bias - op.input.zero * op.weights.codes.reshape(op.out_channels, -1).sum(axis=1)
     words = order.shape[0]
     folds = -(-op.out_channels // folding.out_lanes)
+    codebook, fill = op.weights.codebook, 0
+    if op.weights.stored_width >= op.weights.width:
+        codebook = None  # places would be no shorter than the weights themselves
+    if codebook is not None:
+        fill = min(codebook, key=abs)
     chain.stages.append(
         Mac(
             name=name,
@@ -119,12 +124,13 @@ def _mac(
             elements=elements,
             outputs=op.out_channels,
             capacity=2 if folds == 1 else 2 * words,
-            weights=fold_weights(op.weights.codes, order, folding.out_lanes),
+            weights=fold_weights(op.weights.codes, order, folding.out_lanes, fill),
             weight_width=op.weights.width,
             weight_signed=op.weights.signed,
             bias=fold_bias(bias, folding.out_lanes),
             accumulator_width=op.accumulator_width,
             requant=op.requant,
+            codebook=codebook,
         )
     )
     chain.foldings[op.name] = folding

@@ -60,12 +60,18 @@ def pack_words(elements: Index, lanes: int) -> Index:
     return out.reshape(words, lanes)
 
 
-def fold_weights(weights: NDArray[np.int64], order: Index, out_lanes: int) -> NDArray[np.int64]:
-    """Weights ``(O, ...)`` as the array consumes them: ``(folds, words, out_lanes, in_lanes)``, 0 in free lanes."""
+def fold_weights(
+    weights: NDArray[np.int64], order: Index, out_lanes: int, fill: int = 0
+) -> NDArray[np.int64]:
+    """Weights ``(O, ...)`` as the array consumes them: ``(folds, words, out_lanes, in_lanes)``.
+
+    Free input lanes have 0, free output lanes, whose results nobody takes, ``fill``.
+    """
     outputs = weights.shape[0]
     folds = -(-outputs // out_lanes)
-    flat = np.zeros((folds * out_lanes, weights[0].size + 1), dtype=np.int64)
-    flat[:outputs, :-1] = weights.reshape(outputs, -1)  # index -1 reads the extra zero column
+    flat = np.full((folds * out_lanes, weights[0].size + 1), fill, dtype=np.int64)
+    flat[:outputs, :-1] = weights.reshape(outputs, -1)
+    flat[:, -1] = 0  # what index -1 reads
     words, in_lanes = order.shape
     picked = flat[:, order].reshape(folds, out_lanes, words, in_lanes)
     return np.ascontiguousarray(picked.transpose(0, 2, 1, 3))

@@ -268,10 +268,14 @@ class Mac(Stage):
     capacity : int
         Words of the vector ring.
     weights : int64 array
-        ``(folds, words, out_lanes, in_lanes)``, 0 where lanes are left over.
+        ``(folds, words, out_lanes, in_lanes)``: 0 where input lanes are left over; where output lanes
+        are, 0 or with a codebook its entry nearest to 0.
     weight_width : int
-        Bits of a stored weight.
+        Bits of a weight in the multipliers.
     weight_signed : bool
+    codebook : tuple of int, optional
+        Rising values. Memory then holds a weight's place among them, and for each input lane that is
+        left over in some word, if 0 is not among them, a bit that tells where.
     bias : int64 array
         ``(folds, out_lanes)`` at the accumulator's scale, the input's zero point folded in.
     accumulator_width : int
@@ -290,6 +294,35 @@ class Mac(Stage):
     bias: NDArray[np.int64] = field(repr=False)
     accumulator_width: int
     requant: Requant | None
+    codebook: tuple[int, ...] | None = None
+
+    @property
+    def stored_width(self) -> int:
+        """Bits of a weight in memory."""
+        if self.codebook is None:
+            return self.weight_width
+        return max(1, (len(self.codebook) - 1).bit_length())
+
+    @property
+    def left_over(self) -> NDArray[np.bool_]:
+        """Input lanes that memory marks as left over, ``(folds, words, in_lanes)``."""
+        if self.codebook is None or 0 in self.codebook:
+            return np.zeros((self.folds, self.words, self.i.lanes), dtype=np.bool_)
+        return np.array((self.weights == 0).all(axis=2))
+
+    @property
+    def stored(self) -> NDArray[np.int64]:
+        """What memory holds for each weight, in the shape of ``weights``; 0 where it is marked."""
+        if self.codebook is None:
+            return self.weights
+        places = np.searchsorted(np.array(self.codebook, dtype=np.int64), self.weights)
+        return np.where(self.left_over[:, :, None, :], 0, places)
+
+    @property
+    def memory_bits(self) -> int:
+        """Bits of the weight memory, lanes left over and marks included."""
+        marked = int(self.left_over.any(axis=(0, 1)).sum())
+        return self.folds * self.words * (self.multipliers * self.stored_width + marked)
 
     @property
     def words(self) -> int:

@@ -15,6 +15,7 @@ from hwgen.ir.formats import signed_width
 from hwgen.ir.requant import Requant, Rounding
 from rtl.mac import MacArray, MacStage
 from rtl.requant import shape_interval
+from rtl.weights import StoredWeights
 from tests.rtl.bench import StreamRun, run_stream
 from tests.rtl.models import Later, MacModel, ResetInMidFrame, mac_beats
 
@@ -37,6 +38,7 @@ def check(
     shape: Shape,
     weight_shape: Shape,
     capacity: int,
+    codebook: tuple[int, ...] | None = None,
     requant: Requant | None = None,
     shape_out: Shape | None = None,
     out_depth: int = 8,
@@ -61,6 +63,7 @@ def check(
         requant,
         signed(acc_width) if shape_out is None else shape_out,
         out_depth,
+        codebook,
     )
     # Lanes beyond the requantiser's channels are don't-care.
     channels = folds * out_lanes
@@ -241,12 +244,13 @@ def test_one_bit_less_is_wrong() -> None:
 def test_registers_are_minimal() -> None:
     """Products and sums have the width of what the weights in their place can make."""
     weights = np.array([[[[1, -1, 0, 3]], [[1, 0, 0, -3]]]], dtype=np.int64)  # (1, 2, 1, 4)
-    array = MacArray(weights, np.zeros((1, 1), dtype=np.int64), Shape(4), signed(3), 16)
+    stored = StoredWeights(weights=weights, shape=signed(3))
+    array = MacArray(stored, np.zeros((1, 1), dtype=np.int64), Shape(4), 16)
     products, pairs, total = array.node_shapes()[0]
     assert products == [Shape(4), signed(5), Shape(1), signed(7)]
     assert pairs == [signed(5), signed(7)]
     assert total == [signed(7)]
-    narrow = MacArray(weights, np.zeros((1, 1), dtype=np.int64), Shape(4), signed(3), 4)
+    narrow = MacArray(stored, np.zeros((1, 1), dtype=np.int64), Shape(4), 4)
     assert max(shape.width for level in narrow.node_shapes()[0] for shape in level) == 4
 
 

@@ -76,6 +76,7 @@ def _mac(stage: Mac) -> wiring.Component:
         capacity=stage.capacity,
         weights=stage.weights,
         weight_shape=Shape(stage.weight_width, stage.weight_signed),
+        codebook=stage.codebook,
         bias=stage.bias,
         acc_width=stage.accumulator_width,
         requant=stage.requant,
