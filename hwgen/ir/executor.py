@@ -13,7 +13,7 @@ from hwgen.ir.kernels import Border, MacFacts, Scratch, Step, Tensor, build
 from hwgen.ir.ops import Conv, MacOp, MaxPool, Op
 from hwgen.ir.ops.base import Codes
 
-__all__ = ["Executor", "Plan", "fused_pools"]
+__all__ = ["LARGEST", "STEP", "Executor", "Plan", "fused_pools"]
 
 WORKING_SET = 1 << 22
 """Bytes that the arrays of a batch may take by default: about what the caches of one core hold."""
