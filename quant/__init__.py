@@ -16,18 +16,27 @@ if TYPE_CHECKING:
     from quant.formats import Calibration
     from quant.graph import FloatGraph
     from quant.importers import import_onnx, import_torch
+    from quant.judge import Judge, Score
+    from quant.methods.linear import linear
+    from quant.methods.result import Result
     from quant.models import Preprocess, create_model
+    from quant.splits import Splits
 
 __all__ = [
     "Calibration",
     "Dataset",
     "FloatGraph",
+    "Judge",
     "LayerBits",
     "Preprocess",
     "QuantConfig",
+    "Result",
+    "Score",
+    "Splits",
     "create_model",
     "import_onnx",
     "import_torch",
+    "linear",
     "load_checkpoint",
     "load_dataset",
     "quantize_linear",
@@ -43,7 +52,11 @@ _MODULES = {
     "quant.graph": ("FloatGraph",),
     "quant.importers": ("import_onnx", "import_torch"),
     "quant.baseline": ("quantize_linear",),
+    "quant.judge": ("Judge", "Score"),
+    "quant.methods.linear": ("linear",),
+    "quant.methods.result": ("Result",),
     "quant.models": ("Preprocess", "create_model"),
+    "quant.splits": ("Splits",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

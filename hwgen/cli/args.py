@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hwgen.errors import BadInput
 
@@ -30,6 +30,7 @@ __all__ = [
     "progress",
     "quant",
     "quant_arguments",
+    "refuse_quant",
     "share",
 ]
 
@@ -103,9 +104,20 @@ def data_arguments(part: argparse.ArgumentParser, *, required: bool = True) -> N
     )
 
 
-def model_arguments(part: argparse.ArgumentParser) -> None:
-    part.add_argument(
-        "--model", required=True, help="lenet5, digits-tiny, or an .onnx, .safetensors or .pt file"
+def model_arguments(part: argparse.ArgumentParser, *, network: bool = False) -> None:
+    """``--model`` and ``--preprocess``; with ``network`` an integer network in the model's place."""
+    source: Any = part
+    if network:
+        source = part.add_mutually_exclusive_group(required=True)
+        source.add_argument(
+            "--network",
+            type=Path,
+            help="folder of a saved integer network, such as hwgen quantize writes, instead of a model",
+        )
+    source.add_argument(
+        "--model",
+        required=not network,
+        help="lenet5, digits-tiny, or an .onnx, .safetensors or .pt file",
     )
     part.add_argument(
         "--preprocess",
@@ -115,19 +127,15 @@ def model_arguments(part: argparse.ArgumentParser) -> None:
 
 
 def quant_arguments(part: argparse.ArgumentParser) -> None:
-    part.add_argument(
-        "--bits", default="8", help="bits of weights and activations, or W/B/A; default 8"
-    )
+    part.add_argument("--bits", help="bits of weights and activations, or W/B/A; default 8")
     part.add_argument(
         "--layer-bits",
         action="append",
-        default=[],
         metavar="LAYER=BITS",
         help="bits of one layer, N or W/B/A; may be repeated",
     )
     part.add_argument(
         "--calibration",
-        default="mse",
         help="how ranges are found: mse (default), max or percentile",
     )
 
@@ -166,7 +174,27 @@ def model(arguments: Arguments, data: Dataset) -> Model:
 def quant(arguments: Arguments) -> QuantConfig:
     from hwgen.flow.options import quant_config
 
-    return quant_config(arguments.bits, arguments.layer_bits, calibration=arguments.calibration)
+    return quant_config(
+        arguments.bits or "8",
+        arguments.layer_bits or (),
+        calibration=arguments.calibration or "mse",
+    )
+
+
+def refuse_quant(arguments: Arguments) -> None:
+    """Refuse options of quantisation where the network is an integer network already.
+
+    Raises
+    ------
+    BadInput
+    """
+    for name in ("preprocess", "bits", "layer_bits", "calibration"):
+        if getattr(arguments, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise BadInput(
+                f"{option} quantises a float network, and --network gives an integer network; leave"
+                f" {option} out"
+            )
 
 
 def hardware(arguments: Arguments) -> HardwareOptions:

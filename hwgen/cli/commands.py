@@ -6,9 +6,8 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from hwgen.cli import args
+from hwgen.cli import args, quantize, show
 from hwgen.errors import BadInput
 
 __all__ = ["COMMANDS", "Command"]
@@ -24,18 +23,6 @@ class Command:
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Arguments], int]
-
-
-def _table(rows: Any, title: str | None = None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    for label, value in rows:
-        table.add_row(label, value)
-    Console().print(table)
 
 
 def _doctor(arguments: Arguments) -> int:
@@ -90,46 +77,6 @@ def _train(arguments: Arguments) -> int:
     return 0
 
 
-def _quantize_arguments(part: argparse.ArgumentParser) -> None:
-    args.model_arguments(part)
-    args.data_arguments(part)
-    args.quant_arguments(part)
-    part.add_argument(
-        "--out", type=Path, required=True, help="folder for network.json and weights.npz"
-    )
-    part.add_argument("--onnx", type=Path, help="also write the integer network as ONNX")
-
-
-def _quantize(arguments: Arguments) -> int:
-    from hwgen.files import ensure_folder
-    from hwgen.flow.steps import integer_accuracy, quantize
-    from hwgen.ir.serial import save_network
-
-    args.check_file(arguments.onnx)
-    config, data = args.quant(arguments), args.dataset(arguments)
-    model = args.model(arguments, data)
-    progress = args.progress()
-    with progress.spinner("quantise"):
-        network = quantize(model, data, config)
-    ensure_folder(arguments.out.parent)
-    save_network(network, arguments.out)
-    if arguments.onnx is not None:
-        from quant.export_onnx import export_onnx
-
-        export_onnx(network, arguments.onnx)
-    with progress.spinner("evaluate"):
-        exact = model.accuracy(data.test_images, data.test_labels)
-        integer = integer_accuracy(network, data)
-    _table(
-        [
-            ("float, test images", f"{exact:.2%}"),
-            ("integer, test images", f"{integer:.2%}"),
-            ("written", str(arguments.out)),
-        ]
-    )
-    return 0
-
-
 def _evaluate_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("network", type=Path, help="folder of a saved integer network")
     args.data_arguments(part)
@@ -170,7 +117,7 @@ def _generate(arguments: Arguments) -> int:
         workspace.json("dataflow.json", describe_dataflow(dataflow))
     with progress.spinner("generate and check Verilog"):
         design, _ = design_of(dataflow, workspace)
-    _table(
+    show.table(
         [
             ("Verilog", str(arguments.out / "rtl" / f"{design.top}.v")),
             ("multipliers", f"{dataflow.multipliers:,}"),
@@ -182,7 +129,7 @@ def _generate(arguments: Arguments) -> int:
 
 
 def _build_arguments(part: argparse.ArgumentParser) -> None:
-    args.model_arguments(part)
+    args.model_arguments(part, network=True)
     args.data_arguments(part)
     args.quant_arguments(part)
     args.hardware_arguments(part)
@@ -209,26 +156,32 @@ def _build_arguments(part: argparse.ArgumentParser) -> None:
 
 
 def _build(arguments: Arguments) -> int:
-    from hwgen.flow.pipeline import BuildOptions, build
+    from hwgen.flow.pipeline import BuildOptions, build, build_saved
     from hwgen.flow.report import summary_rows
+    from quant.config import QuantConfig
     from sim.tools import Simulator
 
     if arguments.icarus_images > 3:
         raise BadInput(
             f"a build runs at most 3 images in Icarus, not {arguments.icarus_images}; 'hwgen simulate' runs more"
         )
+    if arguments.network is not None:
+        args.refuse_quant(arguments)
     counts = {Simulator.ICARUS: arguments.icarus_images, Simulator.VERILATOR: arguments.images}
     options = BuildOptions(
         hardware=args.hardware(arguments),
-        quant=args.quant(arguments),
+        quant=QuantConfig() if arguments.network is not None else args.quant(arguments),
         images={simulator: count for simulator, count in counts.items() if count},
         synth=not arguments.no_synth,
         pnr=not arguments.no_pnr,
         seed=arguments.seed,
     )
-    data = args.dataset(arguments)
-    report = build(args.model(arguments, data), data, arguments.out, options, args.progress())
-    _table(summary_rows(report), title=f"{report['name']} on {report['target']}")
+    data, progress = args.dataset(arguments), args.progress()
+    if arguments.network is not None:
+        report = build_saved(arguments.network, data, arguments.out, options, progress)
+    else:
+        report = build(args.model(arguments, data), data, arguments.out, options, progress)
+    show.table(summary_rows(report), title=f"{report['name']} on {report['target']}")
     for note in report["notes"]:
         print(f"note: {note}")
     print(f"written to {arguments.out}: report.md, report.json, rtl/, network/")
@@ -281,7 +234,7 @@ def _simulate(arguments: Arguments) -> int:
         from hwgen.files import write_json
 
         write_json(arguments.json, figures)
-    _table([(key.replace("_", " "), f"{value:,}") for key, value in figures.items()])
+    show.table([(key.replace("_", " "), f"{value:,}") for key, value in figures.items()])
     if "cycles_measured" not in figures:
         print("note: the cycles between frames are measured with 3 images or more")
     return 0
@@ -316,7 +269,7 @@ def _synth(arguments: Arguments) -> int:
         write_json(arguments.json, figures)
     from hwgen.flow.report import summary_rows
 
-    _table(summary_rows(figures), title=f"{figures['name']} on {figures['target']}")
+    show.table(summary_rows(figures), title=f"{figures['name']} on {figures['target']}")
     return 0
 
 
@@ -352,7 +305,7 @@ def _explore(arguments: Arguments) -> int:
         out=arguments.out,
         progress=args.progress(),
     )
-    _points_table(points)
+    show.points_table(points)
     for point in points:
         if "reason" in point:
             print(f"{point['bits']} bits, {point['fps_target']:,.10g} frames/s: {point['reason']}")
@@ -360,31 +313,6 @@ def _explore(arguments: Arguments) -> int:
         f"written to {arguments.out}: points.csv, points.json, accuracy-lut.png, accuracy-lut.svg"
     )
     return 0
-
-
-def _points_table(points: list[dict[str, Any]]) -> None:
-    """What a sweep found; a column that no point has a figure for is left out."""
-    from rich.console import Console
-    from rich.table import Table
-
-    columns = (
-        ("bits", "bits", "{}"),
-        ("fps_target", "frames/s", "{:,.10g}"),
-        ("accuracy_integer", "accuracy", "{:.2%}"),
-        ("multipliers", "mult.", "{:,}"),
-        ("lut", "LUT", "{:,}"),
-        ("dsp", "DSP", "{:,}"),
-        ("bram_blocks", "BRAM", "{:,}"),
-        ("fps", "routed", "{:,.0f}"),
-        ("status", "status", "{}"),
-    )
-    shown = [column for column in columns if any(column[0] in point for point in points)]
-    table = Table()
-    for _, title, _ in shown:
-        table.add_column(title, justify="right")
-    for point in points:
-        table.add_row(*(form.format(point[key]) if key in point else "" for key, _, form in shown))
-    Console().print(table)
 
 
 def _nothing(part: argparse.ArgumentParser) -> None:
@@ -404,8 +332,8 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         name="quantize",
         help="Turn a float network into an integer network.",
-        arguments=_quantize_arguments,
-        run=_quantize,
+        arguments=quantize.arguments,
+        run=quantize.run,
     ),
     Command(
         name="evaluate",

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hwgen.flow.hardware import cosimulate, fold_network, generate, synthesize
+    from hwgen.flow.methods import quantize_by, splits_of
     from hwgen.flow.model import Model, load_model
     from hwgen.flow.options import HardwareOptions, parse_pins, quant_config
-    from hwgen.flow.pipeline import BuildOptions, build
+    from hwgen.flow.pipeline import BuildOptions, build, build_saved
     from hwgen.flow.steps import input_codes, integer_accuracy, quantize
     from hwgen.ir import Network, load_network, save_network
     from quant.datasets import Dataset, load_dataset
@@ -26,6 +27,7 @@ __all__ = [
     "Network",
     "Simulator",
     "build",
+    "build_saved",
     "cosimulate",
     "fold_network",
     "generate",
@@ -37,13 +39,16 @@ __all__ = [
     "parse_pins",
     "quant_config",
     "quantize",
+    "quantize_by",
     "save_network",
+    "splits_of",
     "synthesize",
 ]
 
 _MODULES = {
-    "hwgen.flow.pipeline": ("BuildOptions", "build"),
+    "hwgen.flow.pipeline": ("BuildOptions", "build", "build_saved"),
     "hwgen.flow.hardware": ("cosimulate", "fold_network", "generate", "synthesize"),
+    "hwgen.flow.methods": ("quantize_by", "splits_of"),
     "hwgen.flow.model": ("Model", "load_model"),
     "hwgen.flow.options": ("HardwareOptions", "parse_pins", "quant_config"),
     "hwgen.flow.steps": ("integer_accuracy", "quantize", "input_codes"),

@@ -18,6 +18,7 @@ from hwgen.flow.hardware import (
     synth_figures,
     synthesize,
 )
+from hwgen.flow.methods import METHOD_FILE, saved_method
 from hwgen.flow.model import Model
 from hwgen.flow.options import HardwareOptions
 from hwgen.flow.progress import Progress, Silent
@@ -33,7 +34,7 @@ from quant.config import LayerBits, QuantConfig
 from quant.data.dataset import Dataset
 from sim.tools import Simulator
 
-__all__ = ["BuildOptions", "build", "build_network", "open_build"]
+__all__ = ["BuildOptions", "build", "build_network", "build_saved", "open_build"]
 
 RECORD = "build.json"
 SCHEMA = 1
@@ -192,7 +193,9 @@ def synth_step(
     return workspace.step("synth", key, run)
 
 
-def _settings(options: BuildOptions, model: Model | None) -> dict[str, Any]:
+def _settings(
+    options: BuildOptions, model: Model | None, method: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """What was asked for; what was left open is absent."""
     hardware, quant = options.hardware, options.quant
 
@@ -216,6 +219,8 @@ def _settings(options: BuildOptions, model: Model | None) -> dict[str, Any]:
             "pixel_scale": list(model.preprocess.scale),
             "pixel_offset": list(model.preprocess.offset),
         }
+    if method is not None:
+        settings["method"] = method.get("method")
     return {key: value for key, value in settings.items() if value is not None}
 
 
@@ -294,6 +299,42 @@ def build(
     return build_network(network, data, workspace, options, progress, model=model)
 
 
+def build_saved(
+    folder: Path,
+    data: Dataset,
+    out: Path,
+    options: BuildOptions,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What :func:`build` does, from a saved integer network.
+
+    Parameters
+    ----------
+    folder : Path
+        Where :func:`hwgen.ir.save_network` or ``hwgen quantize`` wrote it; what the latter reports of
+        it goes into the report.
+    data : Dataset
+    out : Path
+    options : BuildOptions
+        Its ``quant`` does not count.
+    progress : Progress, optional
+
+    Raises
+    ------
+    HwgenError
+        Whatever step fails first; what was written before stays.
+    """
+    progress = progress or Silent()
+    network = load_network(folder)
+    check_buildable(network)
+    method = saved_method(folder)
+    workspace = Workspace(folder=out)
+    save_network(network, out / "network")
+    if method is not None:
+        workspace.json(f"network/{METHOD_FILE}", method)
+    return build_network(network, data, workspace, options, progress, method=method)
+
+
 def build_network(
     network: Network,
     data: Dataset,
@@ -302,6 +343,7 @@ def build_network(
     progress: Progress,
     *,
     model: Model | None = None,
+    method: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What :func:`build` does behind quantisation."""
     hardware = options.hardware
@@ -316,6 +358,8 @@ def build_network(
         accuracy: dict[str, float] = {}
         if model is not None:
             accuracy["float"] = model.accuracy(data.test_images, data.test_labels)
+        elif method is not None and method["test"]["images"] == len(data.test_labels):
+            accuracy["float"] = method["test"]["float"]
         accuracy["integer"] = integer_accuracy(network, data)
     workspace.timed("evaluate", begun)
     begun = time.perf_counter()
@@ -329,7 +373,7 @@ def build_network(
         "data": data.name,
         "target": hardware.target.name,
         "clock_mhz": hardware.clock_mhz,
-        "settings": _settings(options, model),
+        "settings": _settings(options, model, method),
         "accuracy": accuracy,
         "test_images": len(data.test_labels),
         "cosim": cosim["cosim"],

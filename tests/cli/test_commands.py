@@ -75,10 +75,16 @@ def test_from_quantize_to_generate(run: Run, built: Built, tmp_path: Path) -> No
         *("--out", net, "--onnx", onnx),
     )
     assert outcome.status == 0, outcome.err
-    assert contents(net) == contents(built.folder / "network")
+    found = contents(net)
+    method = json.loads(found.pop("method.json"))
+    assert found == contents(built.folder / "network")
     assert onnx.stat().st_size > 1000
     report = json.loads((built.folder / "report.json").read_text())
     assert f"{report['accuracy']['integer']:.2%}" in outcome.out
+    assert method["method"] == "linear"
+    assert method["test"]["integer"] == report["accuracy"]["integer"]
+    assert method["test"]["float"] == report["accuracy"]["float"]
+    assert (method["search"]["images"], method["test"]["images"]) == (200, 500)
 
     outcome = run("evaluate", net, "--data", "digits")
     assert outcome.status == 0

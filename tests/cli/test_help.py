@@ -47,7 +47,11 @@ def test_help_of_a_command(run: Run, command: Command) -> None:
     "arguments, words",
     [
         (("paint",), "invalid choice: 'paint'"),
-        (("build",), "required: --model, --data, --out"),
+        (("build",), "required: --data, --out"),
+        (("build", "--data", "digits", "--out", "x"), "one of the arguments --network --model"),
+        (("build", "--network", "x", "--model", "y"), "not allowed with"),
+        (("quantize", "--method", "magic"), "invalid choice: 'magic'"),
+        (("quantize", "--search-images", "0"), "whole number of at least 1, not '0'"),
         (("build", "--bitz", "8"), "required"),
         (("evaluate", "net"), "required: --data"),
         (("generate", "net", "--out", "x", "--fps", "0"), "must be a number above 0, not '0'"),

@@ -1,0 +1,259 @@
+"""``hwgen quantize``: the options of each method, one run, and what is said of the result."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hwgen.cli import args, show
+from hwgen.errors import BadInput
+
+if TYPE_CHECKING:
+    from quant.methods.result import Result
+
+__all__ = ["arguments", "run"]
+
+Arguments = argparse.Namespace
+
+METHODS: Mapping[str, str] = {
+    "linear": "uniform, a power-of-two scale for each tensor; nothing is searched",
+    "adaptive": "an evolution strategy moves each tensor's clip bounds or all its levels",
+    "layerwise": "each layer's widths go down while the accuracy allows",
+    "evolve": "NSGA-II over widths and channels of each layer, with fine-tuning",
+    "cluster": "pruning, then weights that share values, found by a particle swarm and K-means",
+    "accumulator": "the formats that fill an accumulator of a given width",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """An option of some methods.
+
+    Parameters
+    ----------
+    name : str
+        As it is typed.
+    methods : tuple of str
+    field : str
+        Of the methods' options.
+    settings : mapping
+        More for the parser.
+    """
+
+    name: str
+    methods: tuple[str, ...]
+    field: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dest(self) -> str:
+        return self.name.lstrip("-").replace("-", "_")
+
+
+def _flag(name: str, methods: str, *, to: str | None = None, **settings: Any) -> Flag:
+    dest = name.lstrip("-").replace("-", "_")
+    return Flag(name=name, methods=tuple(methods.split()), field=to or dest, settings=settings)
+
+
+FLAGS: tuple[Flag, ...] = (
+    _flag("--form", "adaptive", choices=("clip", "codebook"), help="what evolves of a tensor"),
+    _flag("--entry-bits", "adaptive", type=args.positive, help="bits of a codebook's entries"),
+    _flag("--evaluations", "adaptive accumulator", type=args.positive, help="networks to judge"),
+    _flag("--control", "adaptive", help="a control of the method instead of the method"),
+    _flag("--mode", "layerwise", choices=("improved", "paper"), help="which search"),
+    _flag("--max-drop", "layerwise", type=args.share, help="relative drop to stay within"),
+    _flag("--tolerance", "layerwise", type=args.share, help="drop that a step may cost"),
+    _flag("--trials", "evolve", type=args.positive, help="candidates in all"),
+    _flag("--population", "evolve", type=args.positive, help="candidates of a generation"),
+    _flag("--final-epochs", "evolve", type=args.natural, help="epochs for the chosen one"),
+    _flag("--ratio", "evolve", type=args.above_zero, help="how much smaller than float32 at least"),
+    _flag(
+        "--study", "evolve", metavar="URL", help="database of the study; OUT.study.db by default"
+    ),
+    _flag("--sparsity", "cluster", type=args.share, help="share of weights to prune"),
+    _flag("--seeding", "cluster", help="how the clusters start"),
+    _flag("--codebook", "cluster", action="store_const", const=True, help="store the clusters"),
+    _flag("--accumulator-bits", "accumulator", type=args.positive, help="width of accumulators"),
+    _flag("--bound", "accumulator", help="what the accumulator must hold"),
+    _flag("--epochs", "evolve cluster accumulator", type=args.natural, help="of fine-tuning"),
+)
+"""The options that not every method has; their defaults are those of the method."""
+
+LINEAR = ("layer_bits", "calibration")
+"""Options of the baseline alone."""
+
+WIDTH = ("adaptive", "cluster")
+"""Methods for which ``--bits`` is one width, that of the weights."""
+
+
+def arguments(part: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    args.model_arguments(part)
+    args.data_arguments(part)
+    part.add_argument(
+        "--method",
+        choices=tuple(METHODS),
+        default="linear",
+        help="how to quantise, see below; default linear",
+    )
+    args.quant_arguments(part)
+    part.add_argument("--seed", type=args.natural, default=0, help="of all chance; default 0")
+    part.add_argument(
+        "--search-images",
+        type=args.positive,
+        metavar="N",
+        help="held-out training images that choose; all by default",
+    )
+    part.add_argument(
+        "--no-resume",
+        action="store_true",
+        help="forget an interrupted search and start anew",
+    )
+    part.add_argument(
+        "--out", type=Path, required=True, help="folder for network.json, weights.npz, method.json"
+    )
+    part.add_argument("--onnx", type=Path, help="also write the integer network as ONNX")
+    groups: dict[tuple[str, ...], Any] = {
+        (method,): part.add_argument_group(method, text) for method, text in METHODS.items()
+    }
+    for flag in FLAGS:
+        if flag.methods not in groups:
+            groups[flag.methods] = part.add_argument_group(", ".join(flag.methods))
+        groups[flag.methods].add_argument(flag.name, dest=flag.dest, default=None, **flag.settings)
+
+
+def run(arguments: Arguments) -> int:
+    """Quantise, save, and print what was reached.
+
+    Returns
+    -------
+    int
+        0; 1 where a limit that was asked for is not met: the network is saved nevertheless.
+    """
+    from hwgen.flow.methods import limit_message, quantize_by, result_rows, splits_of
+
+    method = arguments.method
+    _refuse_others(arguments)
+    args.check_file(arguments.onnx)
+    config = args.quant(arguments) if method == "linear" else None
+    options = None if method == "linear" else _options(arguments)
+    data = args.dataset(arguments)
+    model = args.model(arguments, data)
+    splits = splits_of(model, data, arguments.search_images)
+    state = _state(arguments)
+    result = quantize_by(
+        method,
+        model,
+        splits,
+        options=options,
+        config=config,
+        seed=arguments.seed,
+        progress=args.progress(),
+        state=state,
+    )
+    _save(result, arguments.out)
+    if state is not None:
+        state.unlink(missing_ok=True)
+    if arguments.onnx is not None:
+        from quant.export_onnx import export_onnx
+
+        export_onnx(result.network, arguments.onnx)
+    show.table(
+        result_rows(result),
+        title=f"{result.network.name}, {method}",
+        header=("", "search images", "test images"),
+    )
+    print(f"written to {arguments.out}: network.json, weights.npz, method.json")
+    message = limit_message(result)
+    if message is not None:
+        print(f"hwgen quantize: {message}; the best network is in {arguments.out}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _refuse_others(arguments: Arguments) -> None:
+    """Refuse options of other methods.
+
+    Raises
+    ------
+    BadInput
+    """
+    method = arguments.method
+    for flag in FLAGS:
+        if getattr(arguments, flag.dest) is not None and method not in flag.methods:
+            raise _foreign(flag.name, flag.methods, method)
+    for dest in LINEAR:
+        if getattr(arguments, dest) is not None and method != "linear":
+            raise _foreign(f"--{dest.replace('_', '-')}", ("linear",), method)
+    if arguments.bits is not None and method not in ("linear", *WIDTH):
+        raise _foreign("--bits", ("linear", *WIDTH), method)
+
+
+def _foreign(name: str, methods: tuple[str, ...], method: str) -> BadInput:
+    return BadInput(
+        f"{name} is an option of --method {' and '.join(methods)}, not of {method}; leave it out or"
+        f" give --method {methods[0]}"
+    )
+
+
+def _options(arguments: Arguments) -> Any:
+    """The options of a method that searches, the method's own defaults where none are given.
+
+    Raises
+    ------
+    BadInput
+        If a value is not allowed.
+    """
+    from hwgen.flow.methods import make_options
+
+    method = arguments.method
+    given = {
+        flag.field: getattr(arguments, flag.dest)
+        for flag in FLAGS
+        if method in flag.methods and getattr(arguments, flag.dest) is not None
+    }
+    if arguments.bits is not None:
+        if not arguments.bits.isdecimal():
+            raise BadInput(
+                f"--bits must be one width with --method {method}, not {arguments.bits!r};"
+                " activations have 8 bits"
+            )
+        given["width"] = int(arguments.bits)
+    return make_options(method, given)
+
+
+def _state(arguments: Arguments) -> Path | None:
+    """The file of an unfinished search, beside the output folder; the folder can be written.
+
+    Raises
+    ------
+    BadInput
+        If the output folder is a file or cannot be written.
+    """
+    from hwgen.files import ensure_folder
+
+    out: Path = arguments.out.resolve()
+    ensure_folder(out.parent)
+    if out.exists() and not (out.is_dir() and os.access(out, os.W_OK)):
+        raise BadInput(f"{arguments.out} must be a folder that can be written; give another --out")
+    if arguments.method == "linear":
+        return None
+    state = out.with_name(f"{out.name}.search.npz")
+    if arguments.no_resume:
+        state.unlink(missing_ok=True)
+    return state
+
+
+def _save(result: Result, out: Path) -> None:
+    """Write the network first, then the figures with the digest of the network that they are of."""
+    from hwgen.files import write_json
+    from hwgen.flow.methods import METHOD_FILE, network_digest
+    from hwgen.ir.serial import save_network
+
+    save_network(result.network, out)
+    write_json(out / METHOD_FILE, {"network": network_digest(out), **result.table()})

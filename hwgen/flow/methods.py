@@ -1,0 +1,185 @@
+"""The quantisation methods on a model and a data set, and what is said of their results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from enum import Enum
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from hwgen.errors import BadInput
+from hwgen.flow.model import Model, crop_images
+from quant.config import QuantConfig
+from quant.data.dataset import Dataset
+from quant.methods.result import Result
+from quant.progress import Progress
+from quant.splits import Splits
+
+__all__ = [
+    "METHODS",
+    "METHOD_FILE",
+    "limit_message",
+    "make_options",
+    "network_digest",
+    "quantize_by",
+    "result_rows",
+    "saved_method",
+    "splits_of",
+]
+
+METHODS = ("linear", "adaptive", "layerwise", "evolve", "cluster", "accumulator")
+"""The methods: each a function of its name in :mod:`quant`."""
+
+METHOD_FILE = "method.json"
+"""What a method reports of a saved network, in the network's folder."""
+
+
+def splits_of(model: Model, data: Dataset, search: int | None = None) -> Splits:
+    """Training, search and test images for a model; see :meth:`.Splits.of`.
+
+    Parameters
+    ----------
+    model : Model
+    data : Dataset
+    search : int, optional
+        Search images to use, the first ones; all held-out images by default.
+
+    Raises
+    ------
+    BadInput
+        If the images are too few, of another size, or two sets share some.
+    """
+    size = model.graph.input_shape[1:]
+    crop_images(data.test_images[:1], size, model.name)
+    return Splits.of(data, held_out=model.held_out, search=search, size=(size[0], size[1]))
+
+
+def quantize_by(
+    method: str,
+    model: Model,
+    splits: Splits,
+    *,
+    options: Any = None,
+    config: QuantConfig | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    state: Path | None = None,
+) -> Result:
+    """Quantise by a method's name.
+
+    Parameters
+    ----------
+    method : str
+        One of :data:`METHODS`.
+    model : Model
+    splits : Splits
+    options : object, optional
+        The method's own, such as :class:`quant.AdaptiveOptions`; its defaults if None.
+    config : QuantConfig, optional
+        Of ``linear`` alone.
+    seed : int
+        Of all chance; ``linear`` has none.
+    progress : Progress, optional
+    state : Path, optional
+        File that an interrupted search goes on from.
+
+    Raises
+    ------
+    BadInput
+        If there is no such method, or as the method says.
+    """
+    if method not in METHODS:
+        raise BadInput(f"the method must be one of {', '.join(METHODS)}, not {method!r}")
+    function: Callable[..., Result] = getattr(import_module("quant"), method)
+    given: dict[str, Any] = {"config": config}
+    if method != "linear":
+        given = {"options": options_class(method)() if options is None else options}
+        given |= {"seed": seed, "state": state}
+    return function(
+        model.graph,
+        preprocess=model.preprocess,
+        splits=splits,
+        name=model.name,
+        progress=progress,
+        **given,
+    )
+
+
+def options_class(method: str) -> Any:
+    """The class of the options of a method that searches, such as :class:`quant.AdaptiveOptions`."""
+    return getattr(import_module("quant"), f"{method.capitalize()}Options")
+
+
+def make_options(method: str, given: Mapping[str, Any]) -> Any:
+    """A method's options from what a user typed.
+
+    Parameters
+    ----------
+    method : str
+        One that searches.
+    given : mapping of str to object
+        Fields of its options; texts become members of enumerations.
+
+    Raises
+    ------
+    BadInput
+        If a value is not allowed.
+    """
+    cls = options_class(method)
+    kinds = get_type_hints(cls)
+    values = {name: _member(kinds[name], name, value) for name, value in given.items()}
+    return cls(**values)
+
+
+def _member(kind: Any, name: str, value: Any) -> Any:
+    """``value`` as a member of the enumeration that ``kind`` is or allows, else as it is."""
+    for part in (kind, *get_args(kind)):
+        if isinstance(part, type) and issubclass(part, Enum) and isinstance(value, str):
+            members = {str(member.value): member for member in part}
+            if value not in members:
+                raise BadInput(
+                    f"the {name.replace('_', ' ')} must be one of {', '.join(members)}, not {value!r}"
+                )
+            return members[value]
+    return value
+
+
+def network_digest(folder: Path) -> str:
+    """sha256 of a saved network's ``network.json``, which names the digest of its weights."""
+    return hashlib.sha256((folder / "network.json").read_bytes()).hexdigest()
+
+
+def saved_method(folder: Path) -> dict[str, Any] | None:
+    """What ``method.json`` says of a saved network; None where there is none of this network."""
+    try:
+        found = json.loads((folder / METHOD_FILE).read_text(encoding="utf-8"))
+        good = found["network"] == network_digest(folder)
+        float(found["test"]["float"]), str(found["method"]), int(found["test"]["images"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if good else None
+
+
+def result_rows(result: Result) -> list[tuple[str, str, str]]:
+    """A result as label, value on the search images, value on the test images."""
+    search, test = result.search, result.test
+
+    def row(label: str, form: str, name: str) -> tuple[str, str, str]:
+        return label, form.format(getattr(search, name)), form.format(getattr(test, name))
+
+    return [
+        row("images", "{:,}", "images"),
+        ("seen in training", "yes, or not known" if result.search_seen else "no", "no"),
+        row("float", "{:.2%}", "exact"),
+        row("integer", "{:.2%}", "integer"),
+        ("drop, points", f"{100 * search.drop:.2f}", f"{100 * test.drop:.2f}"),
+        row("drop, relative", "{:.2%}", "relative"),
+    ]
+
+
+def limit_message(result: Result) -> str | None:
+    """What was asked for and not reached; None where all was reached."""
+    return None
