@@ -85,10 +85,12 @@ def random_requant(
     output: TensorType,
     *,
     roundings: Sequence[Rounding] = tuple(Rounding),
+    extra: np.random.Generator | None = None,
 ) -> Requant:
     """A requantiser for accumulators in ``low..high`` (one entry a channel) whose results vary.
 
     Per tensor or per channel: multipliers (also negative), offsets, shifts, bounds; perhaps a ReLU.
+    ``extra`` sometimes makes it nothing but a shift for each channel.
     """
     channels = low.shape[0]
 
@@ -96,6 +98,8 @@ def random_requant(
         count = channels if rng.random() < per_channel else 1
         return tuple(int(v) for v in rng.integers(bottom, top, size=count, endpoint=True))
 
+    if extra is not None and extra.random() < 0.15:
+        return shifts_of_channels(extra, low, high, output, roundings)
     relu = bool(rng.random() < 0.15)
     mult: tuple[int, ...] = (1,)
     if rng.random() < 0.4:
@@ -134,6 +138,38 @@ def random_requant(
     )
 
 
+def with_codebook(
+    rng: np.random.Generator, codes: NDArray[np.int64], form: Fixed
+) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+    """The nearest of 1 to 32 random entries for each code, and the entries; half of them with 0."""
+    drawn = rng.integers(form.low, form.high, int(rng.integers(1, 33)), endpoint=True)
+    drawn[0] = 0 if rng.random() < 0.5 else form.high
+    entries = np.unique(drawn)
+    nearest = np.abs(codes[..., None] - entries).argmin(axis=-1)
+    return entries[nearest], tuple(entries.tolist())
+
+
+def shifts_of_channels(
+    rng: np.random.Generator,
+    low: NDArray[np.int64],
+    high: NDArray[np.int64],
+    output: TensorType,
+    roundings: Sequence[Rounding],
+) -> Requant:
+    """Nothing but a shift for each channel, as weights with power-of-two scales need."""
+    exact = [
+        max((int(top) - int(bottom)).bit_length() - output.width, 0)
+        for bottom, top in zip(low, high, strict=True)
+    ]
+    return Requant(
+        shift=tuple(max(s + int(rng.integers(-2, 2)), 0) for s in exact),
+        low=(output.minimum,),
+        high=(output.maximum,),
+        zero=output.zero,
+        rounding=roundings[int(rng.integers(len(roundings)))],
+    )
+
+
 class _Builder:
     """Appends random layers to a network."""
 
@@ -141,6 +177,7 @@ class _Builder:
         self, rng: np.random.Generator, source: TensorType, *, hardware_only: bool
     ) -> None:
         self.rng = rng
+        self.extra = rng.spawn(1)[0]  # of what came later, so that the rest stays as it was
         self.hardware_only = hardware_only
         self.roundings = HARDWARE_ROUNDINGS if hardware_only else tuple(Rounding)
         self.input = source
@@ -176,7 +213,9 @@ class _Builder:
     def requant(
         self, interval: tuple[NDArray[np.int64], NDArray[np.int64]], output: TensorType
     ) -> Requant:
-        return random_requant(self.rng, *interval, output, roundings=self.roundings)
+        return random_requant(
+            self.rng, *interval, output, roundings=self.roundings, extra=self.extra
+        )
 
     def weights(self, shape: tuple[int, ...]) -> Weights:
         width, signed = random_width(self.rng), self.chance(0.9)
@@ -184,7 +223,12 @@ class _Builder:
         codes = self.rng.integers(form.low, form.high, shape, endpoint=True)
         if self.chance(0.2):
             codes[self.rng.random(shape) < 0.5] = 0
-        return Weights(codes=codes, width=width, signed=signed, scale=(0.5,))
+        codebook, scale = None, (0.5,)
+        if self.extra.random() < 0.3:
+            codes, codebook = with_codebook(self.extra, codes, form)
+        if self.extra.random() < 0.3:
+            scale = tuple(2.0 ** int(e) for e in self.extra.integers(-6, 3, shape[0]))
+        return Weights(codes=codes, width=width, signed=signed, scale=scale, codebook=codebook)
 
     def bias(self, outputs: int) -> Bias | None:
         if self.chance(0.3):

@@ -45,6 +45,14 @@ def _array(module: str, stage: Mac) -> ModuleFacts:
     by_place = stage.weights.reshape(-1, out_lanes, in_lanes)
     # Of an accumulator that never changes nothing is left.
     used = (by_place != 0).any(axis=(0, 2))
+    # Lanes of the same constants are merged; which one stays is not ours to say.
+    same = [
+        (*stored[0, o], *stage.bias[0, o : o + 1])
+        if not varies[o].any() and (stage.bias[:, o] == stage.bias[0, o]).all()
+        else None
+        for o in range(out_lanes)
+    ]
+    used &= np.array([key is None or same.count(key) == 1 for key in same])
     return ModuleFacts(
         module=module,
         registers=tuple((f"acc_{o}", stage.accumulator_width) for o in range(out_lanes) if used[o]),
