@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from quant.graph import FloatGraph
     from quant.importers import import_onnx, import_torch
     from quant.judge import Judge, Score
+    from quant.methods.evolve import EvolveOptions, evolve
     from quant.methods.linear import linear
     from quant.methods.result import Result
     from quant.models import Preprocess, create_model
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Calibration",
     "Dataset",
+    "EvolveOptions",
     "FloatGraph",
     "Judge",
     "LayerBits",
@@ -34,6 +36,7 @@ __all__ = [
     "Score",
     "Splits",
     "create_model",
+    "evolve",
     "import_onnx",
     "import_torch",
     "linear",
@@ -53,6 +56,7 @@ _MODULES = {
     "quant.importers": ("import_onnx", "import_torch"),
     "quant.baseline": ("quantize_linear",),
     "quant.judge": ("Judge", "Score"),
+    "quant.methods.evolve": ("EvolveOptions", "evolve"),
     "quant.methods.linear": ("linear",),
     "quant.methods.result": ("Result",),
     "quant.models": ("Preprocess", "create_model"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "above_zero",
+    "amount",
     "check_file",
     "data_arguments",
     "dataset",
@@ -64,6 +65,16 @@ def above_zero(text: str) -> float:
         value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return value
+
+
+def amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text!r}")
     return value
 
 

@@ -70,19 +70,28 @@ FLAGS: tuple[Flag, ...] = (
     _flag("--tolerance", "layerwise", type=args.share, help="drop that a step may cost"),
     _flag("--trials", "evolve", type=args.positive, help="candidates in all"),
     _flag("--population", "evolve", type=args.positive, help="candidates of a generation"),
-    _flag("--final-epochs", "evolve", type=args.natural, help="epochs for the chosen one"),
+    _flag("--final-epochs", "evolve", type=args.amount, help="epochs for the chosen one"),
     _flag("--ratio", "evolve", type=args.above_zero, help="how much smaller than float32 at least"),
-    _flag(
-        "--study", "evolve", metavar="URL", help="database of the study; OUT.study.db by default"
-    ),
     _flag("--sparsity", "cluster", type=args.share, help="share of weights to prune"),
     _flag("--seeding", "cluster", help="how the clusters start"),
     _flag("--codebook", "cluster", action="store_const", const=True, help="store the clusters"),
     _flag("--accumulator-bits", "accumulator", type=args.positive, help="width of accumulators"),
     _flag("--bound", "accumulator", help="what the accumulator must hold"),
-    _flag("--epochs", "evolve cluster accumulator", type=args.natural, help="of fine-tuning"),
+    _flag("--epochs", "evolve cluster accumulator", type=args.amount, help="of fine-tuning"),
 )
 """The options that not every method has; their defaults are those of the method."""
+
+STUDY = Flag(
+    name="--study",
+    methods=("evolve",),
+    field="",
+    settings={
+        "metavar": "URL",
+        "help": "file or database URL of the study, default OUT.study.db; the same command in more"
+        " processes or on more machines adds workers",
+    },
+)
+"""Where the study of ``evolve`` lies: no option of the search itself."""
 
 LINEAR = ("layer_bits", "calibration")
 """Options of the baseline alone."""
@@ -121,7 +130,7 @@ def arguments(part: argparse.ArgumentParser) -> None:
     groups: dict[tuple[str, ...], Any] = {
         (method,): part.add_argument_group(method, text) for method, text in METHODS.items()
     }
-    for flag in FLAGS:
+    for flag in (*FLAGS, STUDY):
         if flag.methods not in groups:
             groups[flag.methods] = part.add_argument_group(", ".join(flag.methods))
         groups[flag.methods].add_argument(flag.name, dest=flag.dest, default=None, **flag.settings)
@@ -145,7 +154,7 @@ def run(arguments: Arguments) -> int:
     data = args.dataset(arguments)
     model = args.model(arguments, data)
     splits = splits_of(model, data, arguments.search_images)
-    state = _state(arguments)
+    state, storage = _places(arguments)
     result = quantize_by(
         method,
         model,
@@ -155,9 +164,10 @@ def run(arguments: Arguments) -> int:
         seed=arguments.seed,
         progress=args.progress(),
         state=state,
+        storage=storage,
     )
     _save(result, arguments.out)
-    if state is not None:
+    if state is not None and method != "evolve":  # a study may be asked for more
         state.unlink(missing_ok=True)
     if arguments.onnx is not None:
         from quant.export_onnx import export_onnx
@@ -184,7 +194,7 @@ def _refuse_others(arguments: Arguments) -> None:
     BadInput
     """
     method = arguments.method
-    for flag in FLAGS:
+    for flag in (*FLAGS, STUDY):
         if getattr(arguments, flag.dest) is not None and method not in flag.methods:
             raise _foreign(flag.name, flag.methods, method)
     for dest in LINEAR:
@@ -227,8 +237,8 @@ def _options(arguments: Arguments) -> Any:
     return make_options(method, given)
 
 
-def _state(arguments: Arguments) -> Path | None:
-    """The file of an unfinished search, beside the output folder; the folder can be written.
+def _places(arguments: Arguments) -> tuple[Path | None, str | None]:
+    """The file of an unfinished search or of a study, and the URL of a study in a database.
 
     Raises
     ------
@@ -242,18 +252,25 @@ def _state(arguments: Arguments) -> Path | None:
     if out.exists() and not (out.is_dir() and os.access(out, os.W_OK)):
         raise BadInput(f"{arguments.out} must be a folder that can be written; give another --out")
     if arguments.method == "linear":
-        return None
-    state = out.with_name(f"{out.name}.search.npz")
+        return None, None
+    suffix = ".study.db" if arguments.method == "evolve" else ".search.npz"
+    state = out.with_name(out.name + suffix)
+    if arguments.study is not None:
+        if arguments.no_resume:
+            raise BadInput("--no-resume does not empty a --study; name a new one")
+        if "://" in arguments.study:
+            return None, arguments.study
+        return Path(arguments.study), None
     if arguments.no_resume:
         state.unlink(missing_ok=True)
-    return state
+    return state, None
 
 
 def _save(result: Result, out: Path) -> None:
     """Write the network first, then the figures with the digest of the network that they are of."""
     from hwgen.files import write_json
-    from hwgen.flow.methods import METHOD_FILE, network_digest
+    from hwgen.flow.methods import METHOD_FILE, network_digest, result_table
     from hwgen.ir.serial import save_network
 
     save_network(result.network, out)
-    write_json(out / METHOD_FILE, {"network": network_digest(out), **result.table()})
+    write_json(out / METHOD_FILE, {"network": network_digest(out), **result_table(result)})

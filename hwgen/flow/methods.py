@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 from hwgen.errors import BadInput
 from hwgen.flow.model import Model, crop_images
 from quant.config import QuantConfig
+from quant.cost import network_cost
 from quant.data.dataset import Dataset
 from quant.methods.result import Result
 from quant.progress import Progress
@@ -26,6 +27,7 @@ __all__ = [
     "network_digest",
     "quantize_by",
     "result_rows",
+    "result_table",
     "saved_method",
     "splits_of",
 ]
@@ -67,6 +69,7 @@ def quantize_by(
     seed: int = 0,
     progress: Progress | None = None,
     state: Path | None = None,
+    storage: str | None = None,
 ) -> Result:
     """Quantise by a method's name.
 
@@ -84,7 +87,9 @@ def quantize_by(
         Of all chance; ``linear`` has none.
     progress : Progress, optional
     state : Path, optional
-        File that an interrupted search goes on from.
+        File that an interrupted search goes on from; the study's file of ``evolve``.
+    storage : str, optional
+        Database of the study of ``evolve`` instead.
 
     Raises
     ------
@@ -98,6 +103,8 @@ def quantize_by(
     if method != "linear":
         given = {"options": options_class(method)() if options is None else options}
         given |= {"seed": seed, "state": state}
+    if method == "evolve":
+        given["storage"] = storage
     return function(
         model.graph,
         preprocess=model.preprocess,
@@ -135,15 +142,20 @@ def make_options(method: str, given: Mapping[str, Any]) -> Any:
 
 
 def _member(kind: Any, name: str, value: Any) -> Any:
-    """``value`` as a member of the enumeration that ``kind`` is or allows, else as it is."""
-    for part in (kind, *get_args(kind)):
-        if isinstance(part, type) and issubclass(part, Enum) and isinstance(value, str):
+    """``value`` as the type ``kind`` of a field wants it: a member of an enumeration, or an integer."""
+    parts = [part for part in (kind, *get_args(kind)) if isinstance(part, type)]
+    for part in parts:
+        if issubclass(part, Enum) and isinstance(value, str):
             members = {str(member.value): member for member in part}
             if value not in members:
                 raise BadInput(
                     f"the {name.replace('_', ' ')} must be one of {', '.join(members)}, not {value!r}"
                 )
             return members[value]
+    if isinstance(value, float) and int in parts and float not in parts:
+        if not value.is_integer():
+            raise BadInput(f"{name.replace('_', ' ')} must be a whole number, not {value}")
+        return int(value)
     return value
 
 
@@ -163,23 +175,46 @@ def saved_method(folder: Path) -> dict[str, Any] | None:
     return found if good else None
 
 
-def result_rows(result: Result) -> list[tuple[str, str, str]]:
+def result_table(result: Result) -> dict[str, Any]:
+    """A result's figures as JSON values, with what the network costs; neither times nor paths."""
+    return {**result.table(), "cost": network_cost(result.network).table()}
+
+
+def result_rows(result: Result) -> list[tuple[str, ...]]:
     """A result as label, value on the search images, value on the test images."""
     search, test = result.search, result.test
 
-    def row(label: str, form: str, name: str) -> tuple[str, str, str]:
+    def row(label: str, form: str, name: str) -> tuple[str, ...]:
         return label, form.format(getattr(search, name)), form.format(getattr(test, name))
 
-    return [
+    cost = network_cost(result.network)
+    rows = [
         row("images", "{:,}", "images"),
         ("seen in training", "yes, or not known" if result.search_seen else "no", "no"),
         row("float", "{:.2%}", "exact"),
         row("integer", "{:.2%}", "integer"),
         ("drop, points", f"{100 * search.drop:.2f}", f"{100 * test.drop:.2f}"),
         row("drop, relative", "{:.2%}", "relative"),
+        ("bits of constants", f"{cost.constants:,}"),
+        ("memory saved against 8 bits", f"{cost.memory_saved:.1%}"),
+        ("multiplication cost saved", f"{cost.input_product_saved:.1%}"),
+        ("  with own output widths", f"{cost.output_product_saved:.1%}"),
     ]
+    if "evaluations" in result.record:
+        rows.append(("evaluations", f"{result.record['evaluations']:,}"))
+    return rows
 
 
 def limit_message(result: Result) -> str | None:
-    """What was asked for and not reached; None where all was reached."""
-    return None
+    """What was asked for and not reached, from the record's ``limit``; None where all was reached."""
+    limit = result.record.get("limit")
+    if not isinstance(limit, Mapping) or limit.get("met", True):
+        return None
+    told = [
+        f"{key.replace('_', ' ')} {value:.6g}"
+        if isinstance(value, float)
+        else f"{key.replace('_', ' ')} {value}"
+        for key, value in limit.items()
+        if key != "met" and value is not None
+    ]
+    return f"the limit is not met: {', '.join(told)}"
