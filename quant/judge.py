@@ -135,9 +135,9 @@ class Judge:
         ----------
         network : Network
         floor : int, optional
-            The fewest correct images that are of interest. The score is cut short, and not
-            ``complete``, once so many cannot be reached any more; it then sorts below every score
-            that reaches them.
+            The fewest correct images that are of interest. Where they are not reached the score is
+            not ``complete`` and sorts below every score that reaches them; the evaluation ends as
+            soon as they are out of reach.
 
         Raises
         ------
@@ -150,10 +150,11 @@ class Judge:
         prefixes = self._digests.prefixes(network)
         whole = prefixes[-1] + network.output.encode()
         known = self._scores.get(whole)
-        if known is not None and (known.complete or (floor is not None and floor > known.correct)):
+        missed = floor is not None and known is not None and known.correct < floor
+        if known is not None and (known.complete or missed):
             self.remembered += 1
             self._scores.move_to_end(whole)
-            return known
+            return self._missed(floor) if missed else known
         self.evaluations += 1
         self.full_macs += sum(_macs(op) for op in network.ops) * len(self._images)
         start = self._start(network, prefixes)
@@ -164,6 +165,13 @@ class Judge:
         if len(self._scores) > REMEMBERED:
             self._scores.popitem(last=False)
         return score
+
+    def _missed(self, floor: int | None) -> Score:
+        """The score of a network that misses a floor: the same whatever was computed of it, so that
+        a search takes the same way whatever its judge remembers."""
+        total = len(self._images)
+        most = total if floor is None else min(floor - 1, total)
+        return Score(images=total, correct=most, loss=math.inf, complete=False)
 
     def _start(self, network: Network, prefixes: list[bytes]) -> Boundary:
         """The activations after the layers that earlier networks share, computed if need be."""
@@ -223,8 +231,7 @@ class Judge:
             job, work = self._job(network, start.place, len(network.ops), (network.output,))
             self.macs += work * self._runner.outputs(job, self._tensors(start), take)
         if wrong > allowed:
-            most = total if floor is None else min(floor - 1, total)
-            return Score(images=total, correct=most, loss=math.inf, complete=False)
+            return self._missed(floor)
         return score_outputs(codes, self._labels, network.output_type.scale)
 
 
