@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import importlib
 import importlib.util
 import json
+import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +29,7 @@ if str(ROOT) not in sys.path:
 from rich.console import Console  # noqa: E402
 
 from benchmarks.cells import METHODS  # noqa: E402
-from benchmarks.cells.common import Cases, Cell  # noqa: E402
+from benchmarks.cells.common import Absent, Cases, Cell, markdown_table  # noqa: E402
 from hwgen.errors import BadInput, HwgenError  # noqa: E402
 from hwgen.files import ensure_folder, write_json, write_text  # noqa: E402
 from hwgen.flow.progress import Shown  # noqa: E402
@@ -98,6 +101,8 @@ class Store:
             return False
         try:
             return all(cases.digest(name) == old for name, old in record["networks"].items())
+        except Absent:  # it cannot be measured again here: the result stays
+            return True
         except (HwgenError, KeyError, AttributeError):
             return False
 
@@ -114,14 +119,24 @@ class Store:
     def timed(self, cell: Cell, wall: float, cpu: float) -> None:
         """Add a cell's seconds to ``timing.json``; processes take turns."""
         path = self.folder / "timing.json"
-        with (self.folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _locked(self.folder / "cells"):
             try:
                 seconds = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 seconds = {}
             seconds[cell.name] = {"seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)}
             write_json(path, dict(sorted(seconds.items())))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in here with the same folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def run_cells(
@@ -144,6 +159,9 @@ def run_cells(
         try:
             result = cell.run(cases)
             store.write(cell, result, cases.used)
+        except Absent as error:
+            console.print(f"left out: {error}", highlight=False, markup=False)
+            continue
         except Exception as error:  # the other cells go on; all failures are told at the end
             failures.append(f"{cell.name}: {type(error).__name__}: {error}")
             console.print(f"failed: {failures[-1]}", highlight=False, markup=False)
@@ -164,11 +182,10 @@ percentage points. `timing.json` has the seconds.
 """
 
 
-def write_report(methods: Sequence[Method], store: Store) -> list[str]:
+def write_report(methods: Sequence[Method], store: Store, cases: Cases) -> list[str]:
     """Write ``README.md`` and the plots from what is done; the sections that failed."""
     options = " --quick" if store.quick else ""
-    parts = [HEAD.format(options=options).strip()]
-    failures = []
+    parts, failures, networks = [], [], {}
     for method in methods:
         parts.append(f"## {method.name}")
         if method.module is None:
@@ -177,6 +194,8 @@ def write_report(methods: Sequence[Method], store: Store) -> list[str]:
         records = {cell.name: store.read(cell) for cell in method.cells}
         missing = [name for name, record in records.items() if record is None]
         results = {name: record["result"] for name, record in records.items() if record}
+        for record in records.values():
+            networks |= {} if record is None else record["networks"]
         if results:
             try:
                 parts.append(method.module.report(results, store.folder).strip())
@@ -185,7 +204,11 @@ def write_report(methods: Sequence[Method], store: Store) -> list[str]:
                 parts.append(f"{len(results)} cells are done; no table can be made of them yet.")
         if missing:
             parts.append(f"Not run yet, {len(missing)} of {len(records)}: {', '.join(missing)}.")
-    write_text(store.folder / "README.md", "\n\n".join(parts) + "\n")
+    rows = [(name, cases.origin(sha), f"`{sha[:16]}`") for name, sha in sorted(networks.items())]
+    head = [HEAD.format(options=options).strip()]
+    if rows:
+        head.append(markdown_table(("network", "weights", "sha256 begins with"), rows))
+    write_text(store.folder / "README.md", "\n\n".join([*head, *parts]) + "\n")
     return failures
 
 
@@ -227,6 +250,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """PyTorch's threads: sums in another order give other last digits in training."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _main(options: argparse.Namespace, console: Console) -> int:
     if options.only is not None:
         try:
@@ -253,11 +289,9 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         if method.broken and (options.only is None or re.search(options.only, method.name))
     ]
     if not options.report_only:
-        import torch
-
-        torch.set_num_threads(options.threads)
-        failures += run_cells(methods, store, cases, options.only, console)
-    failures += write_report(methods, store)
+        with _threads(options.threads):
+            failures += run_cells(methods, store, cases, options.only, console)
+    failures += write_report(methods, store, cases)
     for failure in failures:
         console.print(f"failed: {failure}", highlight=False, markup=False)
     console.print(f"written to {store.folder}: README.md", highlight=False)

@@ -19,7 +19,11 @@ from quant.models import Preprocess
 from quant.progress import Progress, Silent
 from quant.splits import Splits
 
-__all__ = ["NETWORKS", "Case", "Cases", "Cell", "markdown_table", "percent", "points"]
+__all__ = ["NETWORKS", "Absent", "Case", "Cases", "Cell", "markdown_table", "percent", "points"]
+
+
+class Absent(BadInput):
+    """A network has no file here: cells that need it are left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,8 +142,10 @@ class Cases:
 
         Raises
         ------
+        Absent
+            If its file is not there.
         BadInput, BadDataset
-            If there is no such network, or its file or images are not there.
+            If there is no such network, or its images are not there.
         """
         self.used[name] = self.digest(name)
         key = (name, search)
@@ -165,10 +171,21 @@ class Cases:
 
         Raises
         ------
+        Absent
+            If its file is not there.
         BadInput
-            If there is no such network, or no file of it.
+            If there is no such network.
         """
         return hashlib.sha256(self._file(name).read_bytes()).hexdigest()
+
+    def origin(self, digest: str) -> str:
+        """Where the file of a network with such a sha256 comes from, in words."""
+        for network in NETWORKS.values():
+            if network.shipped is not None:
+                path = shipped_checkpoint(network.shipped, network.data)
+                if hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+                    return f"shipped, `{path.name}`"
+        return "given by `--models`"
 
     def scratch(self, name: str) -> Path:
         """A path below :attr:`work` for a file of a search or one that cells share.
@@ -191,10 +208,10 @@ class Cases:
         if network.file is not None and self.models is not None:
             path = self.models / network.file
             if not path.is_file():
-                raise BadInput(f"--models {self.models} holds no {network.file}; put it there")
+                raise Absent(f"--models {self.models} holds no {network.file}; put it there")
             return path
         if network.shipped is None:
-            raise BadInput(
+            raise Absent(
                 f"no weights ship for {name}; give --models FOLDER with {network.file} in it"
             )
         return shipped_checkpoint(network.shipped, network.data)
