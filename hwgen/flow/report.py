@@ -33,6 +33,10 @@ def describe_layers(network: Network, dataflow: Dataflow) -> list[dict[str, Any]
             entry["cycles"] = max(stage.cycles for stage in stages)
         if op.name in macs:
             mac = macs[op.name]
+            entry["stored_weight_bits"] = mac.stored_width
+            if mac.codebook is not None:
+                entry["codebook_entries"] = len(mac.codebook)
+            entry["weight_memory_bits"] = mac.memory_bits
             entry["lanes"] = [mac.i.lanes, mac.o.lanes]
             entry["multipliers"] = mac.multipliers
         elif stages:
@@ -95,6 +99,7 @@ def markdown(report: dict[str, Any]) -> str:
         ("name", "layer"),
         ("kind", "kind"),
         ("weight_bits", "weight bits"),
+        ("stored_weight_bits", "stored bits of a weight"),
         ("bias_bits", "bias bits"),
         ("activation_bits", "activation bits"),
         ("accumulator_bits", "accumulator bits"),

@@ -35,6 +35,7 @@ def _stage(stage: Stage) -> dict[str, Any]:
             "vectors": stage.vectors,
             "ring_words": stage.capacity,
             "weight_width": stage.weight_width,
+            "stored_weight_width": stage.stored_width,
             "accumulator_width": stage.accumulator_width,
         }
     return entry
