@@ -86,11 +86,15 @@ class Bench:
         """A fresh judge."""
         return Judge(self.images, self.labels, threads=self.threads)
 
+    def score(self, judge: Judge, plan: Plan) -> None:
+        """Assemble and judge."""
+        judge.score(self.assembler.assemble(plan))
+
     def forward(self, batch: int) -> None:
         """One forward pass of the float network over all images."""
         with torch.inference_mode():
-            for part in self.inputs.split(batch):
-                self.model(part)
+            for start in range(0, len(self.inputs), batch):
+                self.model(self.inputs[start : start + batch])
 
     def changed(self, layer: str) -> Plan:
         """The plan with one other weight of a layer, never the same twice."""
@@ -155,19 +159,12 @@ def measure(bench: Bench, rounds: int) -> dict[str, Any]:
 
     for _ in range(rounds):
         for batch in BATCHES:
-            add("forward", bench.seconds(lambda b=batch: bench.forward(b)))  # type: ignore[misc]
-        judge = bench.judge()
-        add("full", bench.seconds(lambda j=judge: j.score(network)))  # type: ignore[misc]
+            add("forward", bench.seconds(partial(bench.forward, batch)))
+        add("full", bench.seconds(partial(bench.judge().score, network)))
         for layer in layers:
-            kept.score(bench.assembler.assemble(bench.plan))
-            changed = bench.assembler.assemble(bench.changed(layer))
-            kept.score(changed)
-            plan = bench.changed(layer)
-            add(layer, bench.seconds(lambda p=plan: kept.score(bench.assembler.assemble(p))))  # type: ignore[misc]
-            add(
-                f"assemble {layer}",
-                bench.seconds(lambda l=layer: bench.assembler.assemble(bench.changed(l))),
-            )  # type: ignore[misc]  # noqa: E741
+            assemble = partial(bench.assembler.assemble, bench.changed(layer))
+            add(f"assemble {layer}", bench.seconds(assemble))
+            add(layer, bench.seconds(partial(bench.score, kept, bench.changed(layer))))
         start = bench.clock()
         count, judge = bench.layer_wise()
         add("layerwise", (bench.clock() - start) / count)
