@@ -223,7 +223,8 @@ class _Builder:
         codes = self.rng.integers(form.low, form.high, shape, endpoint=True)
         if self.chance(0.2):
             codes[self.rng.random(shape) < 0.5] = 0
-        codebook, scale = None, (0.5,)
+        codebook: tuple[int, ...] | None = None
+        scale: tuple[float, ...] = (0.5,)
         if self.extra.random() < 0.3:
             codes, codebook = with_codebook(self.extra, codes, form)
         if self.extra.random() < 0.3:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -40,6 +41,8 @@ from sim.tools import Simulator
 from sim.verify import verify
 from tests.strategies import random_codes
 
+M = TypeVar("M", bound=MacOp)
+
 P = 21
 """Bits of every accumulator of the network."""
 
@@ -52,7 +55,7 @@ def coded(rng: np.random.Generator, shape: tuple[int, ...], book: tuple[int, ...
     return Weights(codes=rng.choice(np.array(book), shape), width=8, codebook=book)
 
 
-def filled[M: MacOp](op: M) -> M:
+def filled(op: M) -> M:
     """The layer with biases: the first channel's highest accumulator becomes ``2 ** (P - 1) - 1``."""
     low, high = replace(op, requant=None, output=wide(op)).accumulator_interval()
     codes = -(low + high) // 2
