@@ -8,6 +8,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,21 @@ def test_saved_networks_come_back(tmp_path: Path, network: Network) -> None:
     codes = random_codes(network, 3)
     assert np.array_equal(loaded.evaluate(codes), network.evaluate(codes))
     assert {path.name for path in tmp_path.iterdir()} == {NETWORK_FILE, WEIGHTS_FILE}
+
+
+def test_codebook_and_scales_come_back(tmp_path: Path) -> None:
+    first = SOME.ops[0]
+    assert isinstance(first, Conv)
+    codes = np.sign(first.weights.codes) * 5
+    weights = replace(first.weights, codes=codes, codebook=(-5, 0, 5, 7), scale=(0.5, 2.0, 0.25))
+    network = replace(SOME, ops=(replace(first, weights=weights), *SOME.ops[1:]))
+    save_network(network, tmp_path)
+    back = load_network(tmp_path).ops[0]
+    assert isinstance(back, Conv)
+    assert back.weights == weights
+    assert (back.weights.codebook, back.weights.scale) == ((-5, 0, 5, 7), (0.5, 2.0, 0.25))
+    assert (back.weights.stored_width, weights.width) == (2, 6)
+    assert np.array_equal(back.weights.stored, np.searchsorted([-5, 0, 5, 7], codes))
 
 
 def test_every_layer_has_a_form() -> None:
@@ -105,6 +121,15 @@ EDITS: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda v: layer(v)["weights"].update(shape=[1, 1, 1, 1]), "must be .* .1, 1, 1, 1. as"),
     (lambda v: layer(v)["weights"].update(shape=[3]), "must be a list of 2 or 4|must be"),
     (lambda v: layer(v)["weights"].pop("scale"), "weights lacks the key 'scale'"),
+    (lambda v: layer(v)["weights"].update(codebook=[3, -3]), r"rise, not be \(3, -3\); sort them"),
+    (lambda v: layer(v)["weights"].update(codebook=[-3, -3]), "entries of a codebook must rise"),
+    (lambda v: layer(v)["weights"].update(codebook=[31]), "must be its entries .31,., not .* at"),
+    (lambda v: layer(v)["weights"].update(codebook=[32]), "a codebook of 6 bits signed must lie"),
+    (lambda v: layer(v)["weights"].update(codebook=[]), "a codebook must have at least one entry"),
+    (lambda v: layer(v)["weights"].update(codebook=[0.5]), "must be an integer, not 0.5"),
+    (lambda v: layer(v)["weights"].update(codebook=3), "codebook must be a list, not 3"),
+    (lambda v: layer(v)["weights"].pop("codebook"), "weights lacks the key 'codebook'"),
+    (lambda v: layer(v)["weights"].update(scale=[1, 2]), "1 entry or one for each of the 3 output"),
     (lambda v: layer(v).update(bias=None), r"no layer needs: \['conv0.bias'\]; remove"),
     (lambda v: layer(v)["requant"].update(rounding="up"), "one of floor, half_up, half_even"),
     (lambda v: layer(v)["requant"].update(shift=[-1]), "requant: a requantiser's shift"),

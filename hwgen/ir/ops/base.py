@@ -106,6 +106,8 @@ class Weights:
             self._check_codebook(self.codebook)
 
     def _check_codebook(self, codebook: tuple[int, ...]) -> None:
+        if not codebook:
+            raise BadNetwork("a codebook must have at least one entry; leave it out or add them")
         entries = _frozen_codes(list(codebook), "a codebook", self.width, self.signed)
         if (np.diff(entries) <= 0).any():
             raise BadNetwork(f"the entries of a codebook must rise, not be {codebook}; sort them")
