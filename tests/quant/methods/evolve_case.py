@@ -1,0 +1,63 @@
+"""A search of seconds: a small network on digits, few candidates, parts of epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from hwgen.flow import load_model
+from quant.datasets import load_dataset
+from quant.graph import FloatGraph
+from quant.methods.evolve import OBJECTIVES, EvolveOptions, Objective, evolve
+from quant.methods.evolve_individual import Individual
+from quant.methods.result import Result
+from quant.models import Preprocess
+from quant.splits import Splits
+
+__all__ = ["OPTIONS", "case", "objectives", "search"]
+
+OPTIONS: dict[str, Any] = {
+    "trials": 6,
+    "population": 3,
+    "epochs": 0.2,
+    "final_epochs": 0.4,
+    "rate": 5e-3,
+    "batch": 32,
+    "ratio": 4.0,
+}
+
+
+@cache
+def case() -> tuple[FloatGraph, Preprocess, Splits]:
+    """The network, its preprocessing and the images."""
+    data = load_dataset("digits")
+    model = load_model("digits-tiny", data=data)
+    return model.graph, model.preprocess, Splits.of(data, held_out=model.held_out)
+
+
+def search(seed: int = 3, **arguments: Any) -> Result:
+    """The search, with other options or other arguments of :func:`evolve`."""
+    graph, preprocess, splits = case()
+    options = {name: arguments.pop(name) for name in list(arguments) if name in CHANGES}
+    return evolve(
+        arguments.pop("graph", graph),
+        preprocess=preprocess,
+        splits=splits,
+        options=EvolveOptions(**{**OPTIONS, **options}),
+        seed=seed,
+        **arguments,
+    )
+
+
+CHANGES = set(EvolveOptions.__dataclass_fields__)
+
+
+def objectives(watch: Callable[[Individual], object]) -> dict[str, Objective]:
+    """The default objectives, with a look at every candidate."""
+
+    def error(candidate: Individual) -> float:
+        watch(candidate)
+        return OBJECTIVES["error"](candidate)
+
+    return {**OBJECTIVES, "error": error}
