@@ -142,11 +142,15 @@ def bins_of(values: Floats, boundaries: Floats) -> Codes:
     return np.searchsorted(boundaries, values, side="right").astype(np.int64)
 
 
-def bin_means(values: Floats, bins: Codes, count: int) -> Floats:
-    """Mean of the values in each of ``count`` bins, ``(count,)``; NaN in an empty one."""
-    flat = bins.reshape(-1)
-    number = np.bincount(flat, minlength=count)
-    total = np.bincount(flat, weights=values.reshape(-1), minlength=count)
+def bin_means(values: Floats, bins: Codes, count: int, *, weights: Floats | None = None) -> Floats:
+    """Mean of the values in each of ``count`` bins, ``(count,)``; NaN in an empty one.
+
+    ``weights``: positive, in the shape of ``values``; all alike by default.
+    """
+    flat, each = bins.reshape(-1), None if weights is None else weights.reshape(-1)
+    number = np.bincount(flat, weights=each, minlength=count)
+    terms = values if weights is None else values * weights
+    total = np.bincount(flat, weights=terms.reshape(-1), minlength=count)
     means: Floats = np.full(count, np.nan)
     np.divide(total, number, out=means, where=number > 0)
     return means
@@ -213,7 +217,7 @@ class Clusters:
 class _Sums:
     """Distinct values in rising order and running sums, so that any range costs O(1).
 
-    ``count``, ``first`` and ``second`` are sums of 1, v and v*v below each place, of values less
+    ``count``, ``first`` and ``second`` are (weighted) sums of 1, v and v*v below each place, of values less
     their mean, which keeps the differences exact enough.
     """
 
@@ -224,12 +228,16 @@ class _Sums:
     second: Floats
 
     @classmethod
-    def of(cls, values: Floats) -> _Sums:
+    def of(cls, values: Floats, weights: Floats | None = None) -> _Sums:
         flat = np.asarray(values, dtype=np.float64).reshape(-1)
         if flat.size == 0 or not np.isfinite(flat).all():
             raise BadInput("clustering needs at least one value, all of them finite")
-        distinct, number = np.unique(flat, return_counts=True)
-        mean = float(flat.mean())
+        each = np.ones(flat.size) if weights is None else weights.reshape(-1)
+        if each.shape != flat.shape or not (np.isfinite(each) & (each > 0)).all():
+            raise BadInput("clustering needs a positive, finite weight for each value, or none")
+        distinct, place = np.unique(flat, return_inverse=True)
+        number = np.bincount(place.reshape(-1), weights=each)
+        mean = float(np.average(flat, weights=each))
         centred = distinct - mean
 
         def running(terms: NDArray[np.float64]) -> Floats:
@@ -259,7 +267,9 @@ class _Sums:
         return Clusters(levels=levels, error=error, rounds=rounds)
 
 
-def lloyd_max(values: Floats, start: Floats, *, rounds: int = 1000) -> Clusters:
+def lloyd_max(
+    values: Floats, start: Floats, *, rounds: int = 1000, weights: Floats | None = None
+) -> Clusters:
     """Lloyd's algorithm for scalars (Lloyd 1957, Max 1960), from given levels to a fixed point.
 
     Parameters
@@ -270,6 +280,8 @@ def lloyd_max(values: Floats, start: Floats, *, rounds: int = 1000) -> Clusters:
         ``(k,)`` levels in any order.
     rounds : int
         Most iterations.
+    weights : float64 array, optional
+        As in :func:`kmeans_exact`.
 
     Returns
     -------
@@ -283,7 +295,7 @@ def lloyd_max(values: Floats, start: Floats, *, rounds: int = 1000) -> Clusters:
     """
     if start.size == 0 or not np.isfinite(start).all():
         raise BadInput("Lloyd's algorithm needs at least one level to start from, all finite")
-    sums = _Sums.of(values)
+    sums = _Sums.of(values, weights)
     levels = np.sort(start.astype(np.float64))
     cuts = np.zeros(0, dtype=np.int64)
     done = 0
@@ -296,12 +308,12 @@ def lloyd_max(values: Floats, start: Floats, *, rounds: int = 1000) -> Clusters:
         cuts = found
         number = sums.count[cuts[1:]] - sums.count[cuts[:-1]]
         total = sums.first[cuts[1:]] - sums.first[cuts[:-1]]
-        means = total / np.maximum(number, 1) + sums.mean
+        means = np.divide(total, number, out=np.zeros_like(total), where=number > 0) + sums.mean
         levels = np.sort(np.where(number > 0, means, levels))
     return sums.clusters(cuts, done)
 
 
-def kmeans_exact(values: Floats, count: int) -> Clusters:
+def kmeans_exact(values: Floats, count: int, *, weights: Floats | None = None) -> Clusters:
     """The clusters of scalars with the least within-cluster sum of squares, by dynamic programming.
 
     The best last cut is monotone in the number of values, so that each added cluster costs
@@ -314,15 +326,18 @@ def kmeans_exact(values: Floats, count: int) -> Clusters:
         Any shape, at least one entry.
     count : int
         Clusters, at least 1.
+    weights : float64 array, optional
+        Of the squared errors, in the shape of ``values``, positive; all alike by default.
 
     Raises
     ------
     BadInput
-        If there are no values, one is not finite, or ``count`` is below 1.
+        If there are no values, one is not finite, a weight is not positive, or ``count`` is below
+        1.
     """
     if count < 1:
         raise BadInput(f"there must be at least 1 cluster, not {count}")
-    sums = _Sums.of(values)
+    sums = _Sums.of(values, weights)
     size = len(sums.distinct)
     if count >= size:
         return sums.clusters(np.arange(size + 1), 0)

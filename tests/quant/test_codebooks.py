@@ -81,6 +81,18 @@ def test_plain_dynamic_programme_agrees(count: int) -> None:
     assert kmeans_exact(values, count).error == pytest.approx(least[-1], rel=1e-9)
 
 
+def test_weights_count_like_repeated_values() -> None:
+    rng = np.random.default_rng(7)
+    values, times = rng.standard_normal(60), rng.integers(1, 5, 60)
+    repeated, weights = np.repeat(values, times), times.astype(np.float64)
+    exact = kmeans_exact(values, 6, weights=weights)
+    assert exact.levels == pytest.approx(kmeans_exact(repeated, 6).levels)
+    found = lloyd_max(values, values[:5], weights=weights)
+    assert found.levels == pytest.approx(lloyd_max(repeated, values[:5]).levels)
+    bins = exact.bins(values)
+    assert bin_means(values, bins, 6, weights=weights) == pytest.approx(exact.levels)
+
+
 def test_lloyd_max_reaches_a_fixed_point_and_the_known_normal_levels() -> None:
     values = np.random.default_rng(3).standard_normal(400_000)
     found = lloyd_max(values, spread_levels(values, 4))
@@ -145,6 +157,7 @@ def test_bins_entries_and_means() -> None:
         (lambda: kmeans_exact(np.array([np.nan]), 2), "finite"),
         (lambda: kmeans_exact(NORMAL, 0), "at least 1 cluster"),
         (lambda: lloyd_max(NORMAL, np.array([])), "at least one level"),
+        (lambda: kmeans_exact(NORMAL, 2, weights=0 * NORMAL), "positive, finite weight"),
     ],
 )
 def test_what_cannot_be_clustered_is_refused(call: object, part: str) -> None:
