@@ -122,6 +122,21 @@ class _Run:
         generator = np.random.default_rng([self.seed, epoch])
         labels = self.dataset.fit_labels
         self.model.train()
+        with torch.random.fork_rng(devices=[]):
+            # What dropout draws: the same after a resumption.
+            state = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)
+            torch.manual_seed(int(state[0]))
+            mean = self._run_steps(epoch, steps, labels, generator)
+        if not math.isfinite(mean):
+            raise BadInput(
+                f"training diverged in epoch {epoch + 1} (the loss is {mean}); use another seed"
+            )
+        return mean
+
+    def _run_steps(
+        self, epoch: int, steps: int, labels: NDArray[np.int64], generator: np.random.Generator
+    ) -> float:
+        """Take an epoch's steps; return the mean loss."""
         total = torch.zeros(())
         for step, (index, pixels) in enumerate(self._augmenter.epoch(generator)):
             rate = learning_rate(self.recipe, epoch * steps + step, self.recipe.epochs * steps)
@@ -133,12 +148,7 @@ class _Run:
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             total += loss.detach()
-        mean = total.item() / steps
-        if not math.isfinite(mean):
-            raise BadInput(
-                f"training diverged in epoch {epoch + 1} (the loss is {mean}); use another seed"
-            )
-        return mean
+        return total.item() / steps
 
     def held_out_accuracy(self) -> float | None:
         """Return the accuracy on the held-out images, None if none are held out."""

@@ -128,7 +128,7 @@ def model_arguments(part: argparse.ArgumentParser, *, network: bool = False) -> 
     source.add_argument(
         "--model",
         required=not network,
-        help="lenet5, digits-tiny, or an .onnx, .safetensors or .pt file",
+        help="lenet5, digits-tiny, or an .onnx, .safetensors or .pt file (allcnn: train it first)",
     )
     part.add_argument(
         "--preprocess",

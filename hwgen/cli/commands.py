@@ -36,7 +36,7 @@ def _doctor(arguments: Arguments) -> int:
 
 
 def _train_arguments(part: argparse.ArgumentParser) -> None:
-    part.add_argument("--model", required=True, help="lenet5 or digits-tiny")
+    part.add_argument("--model", required=True, help="lenet5, digits-tiny or allcnn")
     args.data_arguments(part)
     part.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
     part.add_argument("--epochs", type=args.positive, help="the recipe's own by default")

@@ -87,7 +87,7 @@ MODELS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "larger images": (_large_images, r"\(64, 64\).*\(32, 32\)"),
     "absent": (lambda f: f / "none.onnx", "there is no file .*none.onnx"),
     "folder": (lambda f: f, "there is no file"),
-    "unknown name": (lambda f: Path("lenet6"), "one of lenet5, digits-tiny or an .onnx"),
+    "unknown name": (lambda f: Path("lenet6"), "one of lenet5, digits-tiny, allcnn or an .onnx"),
 }
 """ONNX files: how each is made, and what must be said of it."""
 
@@ -128,7 +128,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nan": (lambda f: _changed(f, _poison), r"finite, and fc.bias\[4\] is nan"),
     "tensor missing": (
         lambda f: _changed(f, _less),
-        "no network of lenet5, digits-tiny has these tensors",
+        "no network of lenet5, digits-tiny, allcnn has these tensors",
     ),
     "nan in .pt": (lambda f: _changed(f, _poison, pt=True), r"finite, and fc.bias\[4\] is nan"),
     "corrupt .pt": (lambda f: _written(f, b"junk" * 9, "net.pt"), "a state_dict saved by"),
