@@ -61,22 +61,74 @@ def _flag(name: str, methods: str, *, to: str | None = None, **settings: Any) ->
 
 
 FLAGS: tuple[Flag, ...] = (
-    _flag("--form", "adaptive", choices=("clip", "codebook"), help="what evolves of a tensor"),
-    _flag("--entry-bits", "adaptive", type=args.positive, help="bits of a codebook's entries"),
-    _flag("--evaluations", "adaptive accumulator", type=args.positive, help="networks to judge"),
-    _flag("--control", "adaptive", help="a control of the method instead of the method"),
-    _flag("--mode", "layerwise", choices=("improved", "paper"), help="which search"),
+    _flag("--form", "adaptive", choices=("clip", "codebook"), help="what evolves; default clip"),
+    _flag(
+        "--control",
+        "adaptive",
+        choices=("linear", "mse", "lloyd", "random"),
+        help="what the strategy is measured against, instead of it",
+    ),
+    _flag("--mode", "layerwise", choices=("improved", "paper"), help="default improved"),
     _flag("--max-drop", "layerwise", type=args.share, help="relative drop to stay within"),
     _flag("--tolerance", "layerwise", type=args.share, help="drop that a step may cost"),
-    _flag("--trials", "evolve", type=args.positive, help="candidates in all"),
-    _flag("--population", "evolve", type=args.positive, help="candidates of a generation"),
-    _flag("--final-epochs", "evolve", type=args.amount, help="epochs for the chosen one"),
-    _flag("--ratio", "evolve", type=args.above_zero, help="how much smaller than float32 at least"),
-    _flag("--sparsity", "cluster", type=args.share, help="share of weights to prune"),
-    _flag("--seeding", "cluster", help="how the clusters start"),
-    _flag("--codebook", "cluster", action="store_const", const=True, help="store the clusters"),
+    _flag("--trials", "evolve", type=args.positive, help="candidates in all; default 40"),
+    _flag("--population", "evolve", type=args.positive, help="of a generation; default 10"),
+    _flag(
+        "--sampler",
+        "evolve",
+        choices=("nsga2", "random", "uniform"),
+        help="how candidates are chosen; default nsga2, the others are its controls",
+    ),
+    _flag(
+        "--final-epochs",
+        "evolve",
+        type=args.amount,
+        help="of fine-tuning for the one that is chosen",
+    ),
+    _flag(
+        "--ratio",
+        "evolve",
+        type=args.above_zero,
+        help="how many times smaller than in float32 the network must be; default 6",
+    ),
+    _flag("--sparsity", "cluster", type=args.share, help="share of weights to prune; default 0.8"),
+    _flag(
+        "--scope",
+        "cluster",
+        choices=("layer", "adaptive"),
+        help="among which weights; default adaptive",
+    ),
+    _flag(
+        "--seeding",
+        "cluster",
+        choices=("pso", "random", "uniform", "k-means++", "exact", "none"),
+        help="where K-means starts; default pso",
+    ),
+    _flag(
+        "--codebook",
+        "cluster",
+        action="store_const",
+        const=True,
+        help="store the clusters as they are, as a codebook",
+    ),
+    _flag("--tune-epochs", "cluster", type=args.natural, help="of fine-tuning the clusters"),
     _flag("--accumulator-bits", "accumulator", type=args.positive, help="width of accumulators"),
-    _flag("--bound", "accumulator", help="what the accumulator must hold"),
+    _flag("--bound", "accumulator", help="how it is known that accumulators fit"),
+    _flag("--entry-bits", "adaptive cluster", type=args.positive, help="of a codebook; default 8"),
+    _flag(
+        "--activation-bits",
+        "adaptive cluster",
+        type=args.positive,
+        help="of activations; default 8",
+    ),
+    _flag("--evaluations", "adaptive accumulator", type=args.positive, help="networks to try"),
+    _flag(
+        "--mirror",
+        "evolve cluster accumulator",
+        action="store_const",
+        const=True,
+        help="fine-tune on mirrored images too: right for photographs, wrong for digits",
+    ),
     _flag("--epochs", "evolve cluster accumulator", type=args.amount, help="of fine-tuning"),
 )
 """The options that not every method has; their defaults are those of the method."""
@@ -97,7 +149,7 @@ LINEAR = ("layer_bits", "calibration")
 """Options of the baseline alone."""
 
 WIDTH = ("adaptive", "cluster")
-"""Methods for which ``--bits`` is one width, that of the weights."""
+"""Methods for which ``--bits`` is one width, that of the weights as they are stored."""
 
 
 def arguments(part: argparse.ArgumentParser) -> None:
@@ -230,10 +282,10 @@ def _options(arguments: Arguments) -> Any:
     if arguments.bits is not None:
         if not arguments.bits.isdecimal():
             raise BadInput(
-                f"--bits must be one width with --method {method}, not {arguments.bits!r};"
-                " activations have 8 bits"
+                f"--bits must be one width with --method {method}, not {arguments.bits!r}; activations"
+                " have --activation-bits"
             )
-        given["width"] = int(arguments.bits)
+        given["bits"] = int(arguments.bits)
     return make_options(method, given)
 
 

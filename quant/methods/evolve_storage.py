@@ -133,6 +133,8 @@ class PatientStorage(RDBStorage):
                     if not tried:
                         raise
                     return True  # it had worked, only the answer was lost
+                except sqlalchemy.exc.ArgumentError:
+                    raise  # no such kind of database: it will not come
                 except _TROUBLE as error:
                     tried += 1
                     if time.monotonic() + delay > end:
