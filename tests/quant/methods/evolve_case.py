@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from hwgen.flow import load_model
+from quant import graph as fg
+from quant.checkpoints import load_checkpoint, shipped_checkpoint
 from quant.datasets import load_dataset
 from quant.graph import FloatGraph
 from quant.methods.evolve import OBJECTIVES, EvolveOptions, Objective, evolve
@@ -32,8 +33,26 @@ OPTIONS: dict[str, Any] = {
 def case() -> tuple[FloatGraph, Preprocess, Splits]:
     """The network, its preprocessing and the images."""
     data = load_dataset("digits")
-    model = load_model("digits-tiny", data=data)
-    return model.graph, model.preprocess, Splits.of(data, held_out=model.held_out)
+    saved = load_checkpoint(shipped_checkpoint("digits-tiny", "digits"))
+    pool: dict[str, Any] = {"kernel": (2, 2), "stride": (2, 2)}
+
+    def constants(layer: str) -> dict[str, Any]:
+        return {kind: saved.state[f"{layer}.{kind}"].numpy() for kind in ("weight", "bias")}
+
+    # By hand: the importer takes seconds to load, and every worker is a process of its own.
+    nodes = (
+        fg.Input(name="input", inputs=(), size=(1, 32, 32)),
+        fg.Conv(name="conv1", inputs=("input",), stride=(2, 2), **constants("conv1")),
+        fg.Relu(name="relu1", inputs=("conv1",)),
+        fg.MaxPool(name="pool1", inputs=("relu1",), **pool),
+        fg.Conv(name="conv2", inputs=("pool1",), **constants("conv2")),
+        fg.Relu(name="relu2", inputs=("conv2",)),
+        fg.MaxPool(name="pool2", inputs=("relu2",), **pool),
+        fg.Flatten(name="flatten", inputs=("pool2",)),
+        fg.Linear(name="fc", inputs=("flatten",), **constants("fc")),
+    )
+    graph = fg.FloatGraph(nodes=nodes, output="fc")
+    return graph, saved.preprocess, Splits.of(data, held_out=saved.held_out)
 
 
 def search(seed: int = 3, **arguments: Any) -> Result:

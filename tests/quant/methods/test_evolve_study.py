@@ -1,0 +1,355 @@
+"""The study: stopped and continued, shared by workers, killed, foreign, locked, gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy
+
+from hwgen.errors import BadInput, MissingTool
+from quant.expand import resize
+from quant.methods import evolve_storage, evolve_worker
+from quant.methods.evolve_individual import Individual
+from quant.methods.evolve_worker import worker_name
+from quant.methods.result import Result
+from tests.quant.methods.evolve_case import case, objectives, search
+
+TRIALS = 6
+
+
+@pytest.fixture(scope="module")
+def whole() -> Result:
+    """The search, done in one go without a file."""
+    return search()
+
+
+def start_worker(study: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.quant.methods.evolve_worker", str(study), str(out)]
+    root = Path(__file__).resolve().parents[3]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    return subprocess.Popen([*command, *more], cwd=root, env=environment)
+
+
+def states(study: Path) -> list[str]:
+    """States of a study's trials, as SQLite tells them."""
+    with sqlite3.connect(study) as file:
+        rows = file.execute("SELECT state FROM trials ORDER BY number").fetchall()
+    file.close()
+    return [row[0] for row in rows]
+
+
+class Stop(Exception):
+    """Ends a search in the middle."""
+
+
+def stopping_at(count: int, error: type[BaseException] = Stop) -> Any:
+    """Objectives that raise at the given candidate."""
+    seen: list[Individual] = []
+
+    def watch(candidate: Individual) -> None:
+        seen.append(candidate)
+        if len(seen) == count:
+            raise error
+
+    return objectives(watch)
+
+
+@pytest.mark.parametrize("count, error", [(1, Stop), (3, KeyboardInterrupt), (6, Stop)])
+def test_a_stopped_search_goes_on_to_the_same_end(
+    whole: Result, tmp_path: Path, count: int, error: type[BaseException]
+) -> None:
+    study = tmp_path / "study.db"
+    with pytest.raises(error):
+        search(state=study, objectives=stopping_at(count, error))
+    assert states(study) == ["COMPLETE"] * (count - 1) + ["FAIL", "WAITING"]
+    found = search(state=study)
+    assert found.network.same(whole.network)
+    assert found.record == whole.record
+    before = study.read_bytes()
+    assert search(state=study).record == whole.record  # nothing is left to do
+    assert study.read_bytes() == before
+
+
+def test_more_trials_continue_a_study(whole: Result, tmp_path: Path) -> None:
+    study = tmp_path / "study.db"
+    search(state=study, trials=4, final_epochs=0, ratio=3.0)
+    found = search(state=study)
+    assert found.record == whole.record
+
+
+def test_a_killed_worker_loses_what_it_trained_and_no_more(whole: Result, tmp_path: Path) -> None:
+    study, out = tmp_path / "study.db", tmp_path / "out.json"
+    worker = start_worker(study, out, "2")
+    try:
+        wait_for(out.with_suffix(".hangs").exists, worker)
+        worker.send_signal(signal.SIGKILL)
+    finally:
+        worker.kill()
+        worker.wait()
+    assert states(study) == ["COMPLETE", "COMPLETE", "RUNNING"]
+    found = search(state=study)
+    assert states(study) == ["COMPLETE"] * 2 + ["FAIL"] + ["COMPLETE"] * 4
+    assert found.network.same(whole.network)
+    assert found.record == whole.record
+
+
+def test_two_workers_share_a_study(tmp_path: Path) -> None:
+    study = tmp_path / "study.db"
+    outs = [tmp_path / "one.json", tmp_path / "two.json"]
+    workers = [start_worker(study, out) for out in outs]
+    try:
+        for worker in workers:
+            assert worker.wait(timeout=300) == 0
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    one, two = (json.loads(out.read_text()) for out in outs)
+    assert one == two
+    assert TRIALS <= one["evaluations"] <= TRIALS + 1
+    assert set(states(study)) == {"COMPLETE"}
+    with sqlite3.connect(study) as file:
+        names = file.execute(
+            "SELECT DISTINCT value_json FROM trial_user_attributes WHERE key = 'worker'"
+        ).fetchall()
+    file.close()
+    assert 1 <= len(names) <= 2
+
+
+def wait_for(condition: Callable[[], bool], worker: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 300
+    while not condition():
+        assert worker.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_workers_of_this_machine_are_told_dead_by_their_process() -> None:
+    assert not evolve_worker._is_dead(worker_name())
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    machine, own, started = worker_name().split("|")
+    assert own == str(os.getpid())
+    assert evolve_worker._is_dead(f"{machine}|{child.pid}|1")
+    assert evolve_worker._is_dead(f"{machine}|{own}|1")  # the number was given to another
+    assert not evolve_worker._is_dead(f"elsewhere|{own}|1")
+    assert not evolve_worker._is_dead(f"|{own}|{started}")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patience of a second."""
+    monkeypatch.setattr(evolve_storage, "PATIENCE", 1.0)
+    monkeypatch.setattr(evolve_storage, "FIRST_DELAY", 0.05)
+    monkeypatch.setattr(evolve_storage, "BUSY", 0.05)
+
+
+SHORT: dict[str, Any] = {"trials": 2, "epochs": 0.05, "final_epochs": 0}
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_file_that_goes_away_is_waited_for_and_then_said(tmp_path: Path) -> None:
+    study, elsewhere = tmp_path / "study.db", tmp_path / "elsewhere.db"
+    seen: list[Individual] = []
+
+    def take_away(candidate: Individual) -> None:
+        seen.append(candidate)
+        if len(seen) == 2:
+            study.rename(elsewhere)
+
+    with pytest.raises(
+        BadInput, match=r"study\.db did not answer for 1 s .*is kept in it"
+    ) as error:
+        search(state=study, objectives=objectives(take_away), **SHORT)
+    assert "\n" not in str(error.value)
+    assert not study.exists()
+    assert states(elsewhere) == ["COMPLETE", "RUNNING"]
+    elsewhere.rename(study)
+    declare_dead(study)
+    assert search(state=study, **SHORT).record == search(**SHORT).record
+
+
+def declare_dead(study: Path) -> None:
+    """Make the worker of the running trial another process, which is no more."""
+    machine = worker_name().split("|")[0]
+    with sqlite3.connect(study) as file:
+        file.execute(
+            "UPDATE trial_user_attributes SET value_json = ? WHERE key = 'worker'",
+            (json.dumps(f"{machine}|{os.getpid()}|1"),),
+        )
+    file.close()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_file_that_comes_back_costs_nothing(tmp_path: Path) -> None:
+    study, elsewhere = tmp_path / "study.db", tmp_path / "elsewhere.db"
+    threads: list[threading.Timer] = []
+
+    def take_away(candidate: Individual) -> None:
+        if not threads:
+            elsewhere.write_bytes(study.read_bytes())  # a copy: another file under the same name
+            study.unlink()
+            threads.append(threading.Timer(0.3, lambda: elsewhere.rename(study)))
+            threads[0].start()
+
+    found = search(state=study, objectives=objectives(take_away), **SHORT)
+    threads[0].join()
+    assert states(study) == ["COMPLETE", "COMPLETE"]
+    assert found.record == search(**SHORT).record
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_locked_file_is_waited_for_and_then_said(tmp_path: Path) -> None:
+    study = tmp_path / "study.db"
+    locks: list[sqlite3.Connection] = []
+    threads: list[threading.Timer] = []
+
+    def unlock() -> None:
+        locks[0].rollback()
+        locks[0].close()
+
+    def lock(candidate: Individual) -> None:
+        locks.append(sqlite3.connect(study, check_same_thread=False, isolation_level=None))
+        locks[-1].execute("BEGIN EXCLUSIVE")
+        if not threads:
+            threads.append(threading.Timer(0.3, unlock))
+            threads[0].start()
+
+    with pytest.raises(BadInput, match=r"did not answer for 1 s \(database is locked\)"):
+        search(state=study, objectives=objectives(lock), **SHORT)
+    threads[0].join()
+    locks[1].rollback()
+    locks[1].close()
+    assert states(study) == ["COMPLETE", "RUNNING"]
+
+
+def test_an_answer_that_was_lost_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection breaks after a trial's values were written; writing them again is refused."""
+    lost: list[int] = []
+    finish = optuna.storages.RDBStorage.set_trial_state_values
+
+    def lose(self: Any, trial: int, state: Any, values: Any = None) -> bool:
+        done = finish(self, trial, state, values)
+        if state is optuna.trial.TrialState.COMPLETE and not lost:
+            lost.append(trial)
+            raise sqlalchemy.exc.OperationalError("COMMIT", None, Exception("connection lost"))
+        return done
+
+    monkeypatch.setattr(evolve_storage, "FIRST_DELAY", 0.01)
+    patient = evolve_storage._patient("set_trial_state_values", lose)
+    monkeypatch.setattr(evolve_storage.PatientStorage, "set_trial_state_values", patient)
+    found = search(state=tmp_path / "study.db", **SHORT)
+    assert lost
+    assert found.record == search(**SHORT).record
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a finished study."""
+    study = tmp_path_factory.mktemp("study") / "study.db"
+    search(state=study, **SHORT)
+    return study
+
+
+@pytest.mark.parametrize(
+    "changes, what",
+    [
+        ({"seed": 9}, "its seed differ"),
+        ({"rate": 1e-3}, "its options differ"),
+        ({"objectives": None}, "its objectives differ"),
+        ({"name": "another"}, "holds the study 'evolve network', not 'evolve another' alone"),
+        ({"graph": None}, "its network differ"),
+    ],
+)
+def test_studies_of_other_searches_are_refused_and_stay(
+    finished: Path, changes: dict[str, Any], what: str
+) -> None:
+    if "objectives" in changes:
+        changes = {"objectives": {"loss": lambda c: c.score.loss, "error": lambda c: 1.0}}
+    if "graph" in changes:
+        changes = {"graph": resize(case()[0], {"conv1": 2})}
+    before = finished.read_bytes()
+    with pytest.raises(BadInput, match=what):
+        search(state=finished, **{**SHORT, **changes})
+    assert finished.read_bytes() == before
+    assert list(finished.parent.iterdir()) == [finished]
+
+
+def tamper(study: Path, statement: str) -> None:
+    with sqlite3.connect(study) as file:
+        file.execute(statement)
+    file.close()
+
+
+@pytest.mark.parametrize(
+    "statement, what",
+    [
+        (
+            """UPDATE study_user_attributes
+               SET value_json = replace(value_json, '"schema": 1', '"schema": 99')""",
+            "has schema 99, this version reads 1",
+        ),
+        ("DELETE FROM study_user_attributes", "is a study of something else"),
+        ("UPDATE alembic_version SET version_num = 'v9'", "another version of Optuna"),
+        ("DELETE FROM studies", "holds the study of nothing"),
+        ("DROP TABLE studies", "no study of this method"),
+    ],
+)
+def test_files_of_another_schema_are_refused_and_stay(
+    finished: Path, tmp_path: Path, statement: str, what: str
+) -> None:
+    study = tmp_path / "study.db"
+    study.write_bytes(finished.read_bytes())
+    tamper(study, statement)
+    before = study.read_bytes()
+    with pytest.raises(BadInput, match=what):
+        search(state=study, **SHORT)
+    assert study.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"no database" * 100])
+def test_other_files_are_refused_and_stay(tmp_path: Path, content: bytes) -> None:
+    study = tmp_path / "study.db"
+    study.write_bytes(content)
+    with pytest.raises(BadInput, match=r"study\.db is no study of this method"):
+        search(state=study, **SHORT)
+    assert study.read_bytes() == content
+    with pytest.raises(BadInput, match="must be a study's file"):
+        search(state=tmp_path, **SHORT)
+
+
+def test_a_database_url(tmp_path: Path) -> None:
+    """A URL goes the way of PostgreSQL; here it names a second SQLite file."""
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    found = search(storage=url, **SHORT)
+    assert found.record == search(**SHORT).record == search(storage=url, **SHORT).record
+    with pytest.raises(BadInput, match="its seed differ"):
+        search(storage=url, seed=9, **SHORT)
+    assert search(storage=url, seed=9, name="second", **SHORT).record["seed"] == 9
+
+
+def test_bad_urls_are_refused() -> None:
+    with pytest.raises(BadInput, match=r"must be a database URL such as postgresql\+psycopg://"):
+        search(storage="somewhere", **SHORT)
+    with pytest.raises(MissingTool, match="needs a package that is not installed") as error:
+        search(storage="postgresql+pg8000://me:secret@localhost/studies", **SHORT)
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'no folder' / 'study.db'}"
+    with pytest.raises(BadInput, match=r"did not answer for 1 s \(unable to open database file\)"):
+        search(storage=url, **SHORT)
