@@ -182,6 +182,11 @@ class FineTuner:
         """Steps of the whole run."""
         return self._recipe.epochs * self._augmenter.steps
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that are trained."""
+        return tuple(self._layers)
+
     def set_masks(self, masks: Mapping[str, NDArray[np.bool_]]) -> None:
         """Keep weights at zero from now on where a layer's mask is false.
 

@@ -1,0 +1,444 @@
+"""Prune, cluster with a particle swarm's K-means, quantise linearly (after Yang, Zhi, Tong 2023).
+
+Re-implemented from the published abstract: gradual magnitude pruning with fine-tuning between its
+steps; per layer K-means of the remaining weights from a start that a particle swarm finds, zero
+being a code of its own; then the centroids on the integer grid, so that hardware multiplies plain
+integers. Beyond it: the clusters as a codebook, other starts, exact clusters, and quantisation-aware
+fine-tuning at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hwgen.errors import BadInput
+from quant.assemble import Assembler
+from quant.baseline import linear_plan, observe_graph, with_preprocessing
+from quant.calibrate import Statistics
+from quant.config import LayerBits, QuantConfig
+from quant.finetune import FineTuner, FinetuneRecipe
+from quant.graph import FloatGraph
+from quant.judge import Judge
+from quant.methods.cluster_layers import (
+    ClusteredLayer,
+    cluster_layer,
+    layer_plan,
+    tuned_plan,
+    tuning_map,
+)
+from quant.methods.cluster_prune import Pruner, Scope, sparsity_of
+from quant.methods.cluster_seeds import Seeding, Swarm
+from quant.methods.result import Result, compare, float_accuracy
+from quant.models import Preprocess
+from quant.plan import LayerPlan, Plan
+from quant.progress import Progress, Silent
+from quant.splits import Splits
+from quant.state import SearchState, graph_digest
+from quant.straight import fixed_ste
+
+__all__ = ["ClusterOptions", "Scope", "Seeding", "Swarm", "cluster", "prune"]
+
+CALIBRATION_IMAGES = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterOptions:
+    """What :func:`cluster` does.
+
+    Parameters
+    ----------
+    bits : int
+        Of the codes of weights (of the indices, with a codebook), 2 to 8: ``2 ** bits`` clusters a
+        layer, that of the pruned weights included.
+    sparsity : float
+        Fraction of all weights that are pruned, 0 to below 1.
+    scope : Scope
+        Among which weights the smallest are found.
+    seeding : Seeding
+        Where K-means starts.
+    codebook : bool
+        Whether the clusters stay as they are, as a codebook, and are not put on an integer grid
+        of ``bits`` bits.
+    entry_bits : int
+        Bits of a codebook's entries, ``bits`` to 12.
+    epochs : int
+        Of pruning; 0 prunes at once and trains nothing.
+    rate : float
+        Largest learning rate of pruning.
+    ramp : float
+        Fraction of those epochs in which the sparsity rises; in the others the network recovers.
+    tune_epochs : int
+        Of quantisation-aware fine-tuning once the clusters are found, at a tenth of the rate. What
+        does better on the search set is kept, with or without.
+    mirror : bool
+        Whether training mirrors half of its images: right for photographs, wrong for digits.
+    batch : int
+        Training images in a step.
+    distill : float
+        Share of the loss that compares with the float network's outputs, 0 to 1.
+    images : int, optional
+        Use only the first so many training images; all by default.
+    activation_bits, bias_bits : int
+        2 to 16.
+    power_of_two : bool
+        Whether the step of the weights must be one: requantisers then need no multiplier.
+    swarm : Swarm
+
+    Raises
+    ------
+    BadInput
+        If a value is out of range.
+    """
+
+    bits: int = 4
+    sparsity: float = 0.8
+    scope: Scope = Scope.ADAPTIVE
+    seeding: Seeding = Seeding.PSO
+    codebook: bool = False
+    entry_bits: int = 8
+    epochs: int = 10
+    rate: float = 4e-3
+    ramp: float = 0.5
+    tune_epochs: int = 0
+    mirror: bool = False
+    batch: int = 128
+    distill: float = 0.5
+    images: int | None = None
+    activation_bits: int = 8
+    bias_bits: int = 16
+    power_of_two: bool = False
+    swarm: Swarm = field(default_factory=Swarm)
+
+    def __post_init__(self) -> None:
+        self._within("bits", 2, 8)
+        self._within("entry_bits", self.bits, 12)
+        self._within("activation_bits", 2, 16)
+        self._within("bias_bits", 2, 16)
+        self._within("tune_epochs", 0, None)
+        self._within("images", 1, None)
+        if not 0 <= self.sparsity < 1:
+            raise BadInput(
+                f"the sparsity must be at least 0 and below 1, not {self.sparsity}; 0.8 prunes"
+                " four weights of five"
+            )
+        if not 0 < self.ramp <= 1:
+            raise BadInput(f"the ramp of the sparsity must be above 0 and at most 1: {self.ramp}")
+        if self.codebook and self.seeding is Seeding.NONE:
+            raise BadInput("a codebook needs clusters; choose another seeding, or no codebook")
+        self.recipe(self.epochs, self.rate)
+
+    def _within(self, name: str, low: int, high: int | None) -> None:
+        value = getattr(self, name)
+        if value is not None and (value < low or (high is not None and value > high)):
+            limits = f"at least {low}" if high is None else f"{low} to {high}"
+            raise BadInput(f"{name} of clustering must be {limits}, not {value}")
+
+    def recipe(self, epochs: int, rate: float) -> FinetuneRecipe:
+        """How to train for so many epochs."""
+        return FinetuneRecipe(
+            epochs=epochs, rate=rate, batch=self.batch, mirror=self.mirror, distill=self.distill
+        )
+
+    def pruning(self) -> dict[str, Any]:
+        """The options that decide the pruned network, as JSON values."""
+        names = ("sparsity", "scope", "epochs", "rate", "ramp", "mirror", "batch", "distill")
+        return {name: _plain(getattr(self, name)) for name in (*names, "images")}
+
+    def record(self) -> dict[str, Any]:
+        """All options as JSON values."""
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Enum) else value
+
+
+def prune(
+    graph: FloatGraph,
+    *,
+    preprocess: Preprocess,
+    splits: Splits,
+    options: ClusterOptions,
+    seed: int = 0,
+    progress: Progress | None = None,
+    state: Path | None = None,
+) -> FloatGraph:
+    """The pruned network of raw pixels: the first part of :func:`cluster`, to be shared.
+
+    Raises
+    ------
+    BadInput
+        As :func:`cluster`.
+    """
+    whole = with_preprocessing(graph, preprocess)
+    run = _Run(whole, splits, options, seed, progress or Silent(), state, kind="prune")
+    return run.pruned()
+
+
+def cluster(
+    graph: FloatGraph,
+    *,
+    preprocess: Preprocess,
+    splits: Splits,
+    options: ClusterOptions | None = None,
+    seed: int = 0,
+    name: str = "network",
+    pruned: FloatGraph | None = None,
+    progress: Progress | None = None,
+    state: Path | None = None,
+) -> Result:
+    """Prune a network, cluster its weights, and put the clusters on an integer grid.
+
+    Parameters
+    ----------
+    graph : FloatGraph
+        Takes preprocessed images.
+    preprocess : Preprocess
+    splits : Splits
+        The training images prune and tune, the first 500 search images calibrate.
+    options : ClusterOptions, optional
+    seed : int
+        Of training, swarms and starts.
+    name : str
+        Of the integer network.
+    pruned : FloatGraph, optional
+        What :func:`prune` made of the same network, so that it is not done again.
+    progress : Progress, optional
+    state : Path, optional
+        File that holds how far the search is, written after every epoch.
+
+    Raises
+    ------
+    BadInput
+        If there are no training images, ``state`` is of another search, or training diverges.
+    UnsupportedLayer
+        If a layer has no integer meaning.
+    """
+    options = options or ClusterOptions()
+    whole = with_preprocessing(graph, preprocess)
+    run = _Run(whole, splits, options, seed, progress or Silent(), state, pruned=pruned)
+    sparse = run.pruned()
+    seen = observe_graph(sparse, splits.search_images[:CALIBRATION_IMAGES])
+    assembler = Assembler(sparse)
+    clusters = run.clusters(sparse)
+    with run.progress.steps("quantise", 1) as advance:
+        plan = _plan(assembler, seen, clusters, options)
+        network = assembler.assemble(plan, name)
+        score = Judge(splits.search_images, splits.search_labels).score(network)
+        advance(1, 1, f"{score.accuracy:.2%}")
+    run.history.append({"step": "cluster", "search": score.accuracy})
+    best = (score, network, plan, sparse)
+    if options.tune_epochs:
+        tuned = run.tuned(assembler, sparse, clusters, plan)
+        layers = {
+            node.name: tuned_plan(node, clusters[node.name], plan.layer(node.name), inputs)
+            for node in tuned.mac_nodes
+            for inputs in [seen.layers[node.name]]
+        }
+        plan = plan.with_layers(**layers)
+        network = assembler.assemble(plan, name)
+        score = Judge(splits.search_images, splits.search_labels).score(network)
+        run.history.append({"step": "tune", "search": score.accuracy})
+        best = max(best, (score, network, plan, tuned), key=lambda item: item[0])
+    _, network, plan, trained = best
+    record = run.record(sparse, clusters, plan)
+    return compare("cluster", whole, network, splits, record, plan=plan, trained=trained)
+
+
+def _plan(
+    assembler: Assembler,
+    seen: Statistics,
+    clusters: Mapping[str, ClusteredLayer],
+    options: ClusterOptions,
+) -> Plan:
+    """Constants of all layers; formats of activations as the baseline chooses them."""
+    bits = LayerBits(weights=8, biases=options.bias_bits, activations=options.activation_bits)
+    base = linear_plan(assembler, seen, QuantConfig(bits=bits))
+    layers = {
+        node.name: layer_plan(
+            node,
+            clusters[node.name],
+            seen.layers[node.name],
+            bits=options.bits,
+            entry_bits=options.entry_bits if options.codebook else None,
+            bias_bits=options.bias_bits,
+            power_of_two=options.power_of_two,
+        )
+        for node in assembler.graph.mac_nodes
+    }
+    return base.with_layers(**layers)
+
+
+class _Run:
+    """The steps of the method, each of which goes on where its state is."""
+
+    def __init__(
+        self,
+        whole: FloatGraph,
+        splits: Splits,
+        options: ClusterOptions,
+        seed: int,
+        progress: Progress,
+        state: Path | None,
+        *,
+        pruned: FloatGraph | None = None,
+        kind: str = "cluster",
+    ) -> None:
+        count = options.images
+        self._images, self._labels = splits.train_images[:count], splits.train_labels[:count]
+        trains = (options.epochs and pruned is None) or options.tune_epochs
+        if trains and len(self._images) < options.batch:
+            raise BadInput(
+                f"pruning needs at least a batch of {options.batch} training images, not"
+                f" {len(self._images)}; give more, or set the epochs to 0"
+            )
+        self._whole, self._splits, self.options, self._seed = whole, splits, options, seed
+        self.progress, self._given = progress, pruned
+        self.history: list[dict[str, Any]] = []
+        data = hashlib.sha256(self._images.tobytes() + self._labels.tobytes()).hexdigest()
+        chosen = options.pruning() if kind == "prune" else options.record()
+        self._state = SearchState(
+            path=state,
+            identity={
+                "method": kind,
+                "options": chosen,
+                "seed": seed,
+                "network": graph_digest(whole),
+                "pruned": None if pruned is None else graph_digest(pruned),
+                "search_images": splits.digest(),
+                "training_images": data,
+            },
+        )
+        record, self._arrays = self._state.load() or ({}, {})
+        self._losses: dict[str, list[float]] = record.get("losses", {})
+
+    def pruned(self) -> FloatGraph:
+        """The pruned network."""
+        if self._given is not None:
+            return self._given
+        options = self.options
+        pruner = Pruner(options.sparsity, options.scope, options.ramp)
+        recipe = options.recipe(options.epochs, options.rate)
+        tuner = FineTuner(
+            self._whole,
+            images=self._images if options.epochs else self._splits.search_images,
+            labels=self._labels if options.epochs else self._splits.search_labels,
+            recipe=recipe,
+            seed=self._seed,
+        )
+        if not options.epochs:
+            pruner.finish(tuner)
+        self._train("prune", tuner, options.epochs, pruner)
+        return tuner.graph()
+
+    def tuned(
+        self,
+        assembler: Assembler,
+        sparse: FloatGraph,
+        clusters: Mapping[str, ClusteredLayer],
+        plan: Plan,
+    ) -> FloatGraph:
+        """The network fine-tuned with its clusters and formats in the forward pass."""
+        options = self.options
+        tuner = FineTuner(
+            sparse,
+            images=self._images,
+            labels=self._labels,
+            recipe=options.recipe(options.tune_epochs, options.rate / 10),
+            seed=self._seed + 1,
+            weights={n: tuning_map(clusters[n], plan.layer(n)) for n in plan.layers},
+            outputs={
+                group.last.name: fixed_ste(plan.outputs[group.node.name])
+                for group in assembler.makers
+                if group.node.name in plan.outputs
+            },
+            masks={node.name: node.weight != 0 for node in sparse.mac_nodes},
+            teacher=self._whole,
+        )
+        self._train("tune", tuner, options.tune_epochs, None)
+        return tuner.graph()
+
+    def _train(self, step: str, tuner: FineTuner, epochs: int, pruner: Pruner | None) -> None:
+        """Train to the end from where the state is, keeping the state after every epoch."""
+        prefix = f"{step}/"
+        mine = {k[len(prefix) :]: v for k, v in self._arrays.items() if k.startswith(prefix)}
+        losses = self._losses.setdefault(step, [])
+        if mine:
+            tuner.restore(mine)
+        with self.progress.steps(step, epochs) as advance:
+            while tuner.epoch < epochs:
+                losses.append(tuner.run_epoch(pruner))
+                kept = {f"{prefix}{k}": v for k, v in tuner.arrays().items()}
+                self._arrays = {**self._arrays, **kept}
+                self._state.save({"losses": self._losses}, self._arrays)
+                advance(tuner.epoch, epochs, f"loss {losses[-1]:.4f}")
+
+    def clusters(self, sparse: FloatGraph) -> dict[str, ClusteredLayer]:
+        """The clusters of every layer."""
+        options, nodes, found = self.options, sparse.mac_nodes, {}
+        with self.progress.steps("cluster", len(nodes)) as advance:
+            for place, node in enumerate(nodes):
+                generator = np.random.default_rng([self._seed, place])
+                found[node.name] = cluster_layer(
+                    node.weight, options.bits, options.seeding, generator, options.swarm
+                )
+                advance(place + 1, len(nodes), node.name)
+        return found
+
+    def record(
+        self, sparse: FloatGraph, clusters: Mapping[str, ClusteredLayer], plan: Plan
+    ) -> dict[str, Any]:
+        """What the result tells besides accuracies."""
+        images, labels = self._splits.search_images, self._splits.search_labels
+        exact = float_accuracy(sparse, images, labels)
+        return {
+            "options": self.options.record(),
+            "seed": self._seed,
+            "evaluations": len(self.history),
+            "history": [{"step": "prune", "search": exact}, *self.history],
+            "losses": self._losses,
+            "pruned_search": exact,
+            "sparsity": sparsity_of(sparse),
+            "layers": {
+                name: _layer_record(clusters[name], plan.layer(name)) for name in plan.layers
+            },
+            "storage": _storage(plan),
+        }
+
+
+def _layer_record(layer: ClusteredLayer, plan: LayerPlan) -> dict[str, Any]:
+    return {
+        "weights": plan.codes.size,
+        "pruned": int((layer.bins == 0).sum()),
+        "zero_codes": int((plan.codes == 0).sum()),
+        "clusters": len(layer.levels),
+        "codes": len(np.unique(plan.codes)),
+        "within_cluster_squares": layer.error,
+        "least_squares": layer.least,
+        "step": float(plan.scale[0]),
+    }
+
+
+def _storage(plan: Plan) -> dict[str, int]:
+    """Bits of the weights: as the hardware stores them, and what skipping zeros would store.
+
+    ``bitmap``: a bit for each weight that tells whether it is 0, and the codes of the others. The
+    generated hardware stores and multiplies zeros like any other code.
+    """
+    dense = bitmap = float32 = 0
+    for layer in plan.layers.values():
+        entries = layer.codebook or ()
+        width = max(1, (len(entries) - 1).bit_length()) if entries else layer.width
+        table = len(entries) * layer.width
+        others = int((layer.codes != 0).sum())
+        dense += layer.codes.size * width + table
+        bitmap += layer.codes.size + others * width + table
+        float32 += 32 * layer.codes.size
+    return {"float32": float32, "dense": dense, "bitmap": bitmap}
