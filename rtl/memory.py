@@ -16,7 +16,7 @@ from amaranth.hdl import (
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["Rom", "add_ram", "add_rom", "as_bits"]
+__all__ = ["Rom", "add_ram", "add_rom", "add_table", "as_bits"]
 
 
 def as_bits(value: Any) -> Any:
@@ -85,6 +85,20 @@ def add_rom(
     word = Signal(width, name=f"{name}_data", reset_less=True)
     en = Const(1) if move is None else move
     memory.read_port(domain="sync", addr=addr, data=word, en=en, transparent_for=())
+    return word
+
+
+def add_table(m: Module, name: str, words: Sequence[int], width: int, addr: Any) -> Signal:
+    """Add a read-only memory that is read without a clock: its word is that at ``addr``.
+
+    Returns
+    -------
+    Signal ``<name>_data``
+    """
+    contents = MemoryData(shape=unsigned(width), depth=len(words), init=words)
+    m.submodules[name] = memory = MemoryInstance(data=contents)
+    word = Signal(width, name=f"{name}_data")
+    memory.read_port(domain="comb", addr=addr, data=word, en=Const(1), transparent_for=())
     return word
 
 

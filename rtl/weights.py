@@ -10,20 +10,17 @@ import numpy as np
 from amaranth.hdl import (
     Cat,
     Const,
-    MemoryData,
-    MemoryInstance,
     Module,
     Mux,
     Shape,
     Signal,
-    unsigned,
 )
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from numpy.typing import NDArray
 
 from hwgen.ir.memory import rom_chunks
-from rtl.memory import add_rom
+from rtl.memory import add_rom, add_table
 
 __all__ = ["StoredWeights", "WeightMemory"]
 
@@ -143,8 +140,9 @@ class WeightMemory(wiring.Component):
     The first word is read in the cycle after reset. No step can fire in it: the first step needs a
     word of the vector that was written in an earlier cycle, and reset has emptied the vector ring.
 
-    With a codebook the memory ``codebook`` of its entries, read without a clock once for each
-    weight, stands between these memories and the outputs.
+    With a codebook a table ``codebook_<k>`` of its entries, read without a clock, stands between
+    these memories and output ``k``. Each output has its own: Yosys cannot map one memory with many
+    read ports.
 
     Parameters
     ----------
@@ -202,20 +200,12 @@ class WeightMemory(wiring.Component):
         stored, mask = self.stored, (1 << self.stored.shape.width) - 1
         varying = (stored.fields != stored.fields[0]).any(axis=0)
         entries = [entry & mask for entry in codebook]
-        if varying.any():
-            contents = MemoryData(
-                shape=unsigned(stored.shape.width), depth=len(entries), init=entries
-            )
-            m.submodules.codebook = table = MemoryInstance(data=contents)
         values: list[Any] = []
         for k in range(stored.lanes):
             value: Any = Const(entries[stored.fields[0, k]], stored.shape.width)
             if varying[k]:
                 place = word[k * stored.width : (k + 1) * stored.width]
-                value = Signal(stored.shape.width, name=f"entry_{k}")
-                table.read_port(
-                    domain="comb", addr=place, data=value, en=Const(1), transparent_for=()
-                )
+                value = add_table(m, f"codebook_{k}", entries, stored.shape.width, place)
             values.append(value)
         m.d.comb += self.data.as_value().eq(Cat(*values))
 

@@ -66,7 +66,7 @@ def _array(module: str, stage: Mac) -> ModuleFacts:
 
 
 def _stored(stage: Mac) -> Iterator[MemoryFact]:
-    """The weight memory and, where places in a codebook vary, the table of its entries."""
+    """The weight memory and, for each weight of a word that varies, its table of the codebook."""
     stored = stage.stored.reshape(-1, stage.multipliers)
     marked = stage.left_over.reshape(-1, stage.i.lanes)
     marks = marked[:, marked.any(axis=0)].astype(np.int64)
@@ -76,14 +76,15 @@ def _stored(stage: Mac) -> Iterator[MemoryFact]:
         for places, bits in zip(_packed(stored, stage.stored_width), _packed(marks, 1), strict=True)
     ]
     yield from _weights(words, width + marks.shape[1])
-    if stage.codebook is not None and (stored != stored[0]).any():
+    if stage.codebook is not None:
         mask = (1 << stage.weight_width) - 1
-        yield MemoryFact(
-            name="codebook",
-            width=stage.weight_width,
-            depth=len(stage.codebook),
-            words=tuple(entry & mask for entry in stage.codebook),
-        )
+        for place in np.flatnonzero((stored != stored[0]).any(axis=0)):
+            yield MemoryFact(
+                name=f"codebook_{place}",
+                width=stage.weight_width,
+                depth=len(stage.codebook),
+                words=tuple(entry & mask for entry in stage.codebook),
+            )
 
 
 def _mac(top: str, stage: Mac) -> Iterator[ModuleFacts]:

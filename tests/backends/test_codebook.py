@@ -181,27 +181,33 @@ def test_codes_and_cycles(simulator: Simulator) -> None:
 def test_text_is_audited() -> None:
     report = audit(design().verilog, audit_facts(dataflow(), design().top))
     lint(design().verilog, design().top)
-    stored = sum(s.memory_bits for s in dataflow().stages if isinstance(s, Mac))
-    tables = 8 * 8 + 3 * 8 + 2 * 8
-    biases = report.memory_bits - stored - tables
-    assert biases == sum(P * s.bias.size for s in dataflow().stages if isinstance(s, Mac))
+    bits = 0
+    for stage in dataflow().stages:
+        if isinstance(stage, Mac):
+            assert stage.codebook is not None
+            stored = stage.stored.reshape(-1, stage.multipliers)
+            tables = int((stored != stored[0]).any(axis=0).sum())
+            bits += stage.memory_bits + 8 * len(stage.codebook) * tables + P * stage.bias.size
+    assert report.memory_bits == bits
 
 
 def wrong_entry(layer: str, entry: int) -> Design:
-    """The design with the lowest bit of an entry of a layer's codebook inverted."""
+    """The design with the lowest bit of an entry of one of a layer's tables inverted."""
     text = design().verilog
     start = re.search(rf"\nmodule coded_{layer}_mac_weights", text)
     assert start is not None
-    word = re.compile(rf"codebook\[{entry}\] = 8'h([0-9a-f]+);").search(text, start.start())
+    word = re.compile(rf"(codebook_\d+\[{entry}\] = 8'h)([0-9a-f]+);").search(text, start.start())
     assert word is not None
-    changed = f"codebook[{entry}] = 8'h{int(word[1], 16) ^ 1:02x};"
+    changed = f"{word[1]}{int(word[2], 16) ^ 1:02x};"
     return replace(design(), verilog=text[: word.start()] + changed + text[word.end() :])
 
 
 @pytest.mark.parametrize(("layer", "entry"), [("conv", 7), ("last", 0)])
 def test_a_wrong_entry_is_caught(layer: str, entry: int) -> None:
     faulty = wrong_entry(layer, entry)
-    with pytest.raises(Mismatch, match=rf"{layer}_mac_weights: memory codebook: word {entry} must"):
+    with pytest.raises(
+        Mismatch, match=rf"{layer}_mac_weights: memory codebook_\d+: word {entry} must"
+    ):
         audit(faulty.verilog, audit_facts(dataflow(), faulty.top))
     (outcome,) = verify(faulty, network(), images(), images={Simulator.ICARUS: 1}, gaps=0, stalls=0)
     with pytest.raises(Mismatch, match=f"the first difference is in layer '{layer}'"):
