@@ -17,28 +17,40 @@ if TYPE_CHECKING:
     from quant.graph import FloatGraph
     from quant.importers import import_onnx, import_torch
     from quant.judge import Judge, Score
+    from quant.methods.accumulator import AccumulatorOptions, accumulator
+    from quant.methods.adaptive import AdaptiveOptions, adaptive
+    from quant.methods.cluster import ClusterOptions, cluster
     from quant.methods.evolve import EvolveOptions, evolve
+    from quant.methods.layerwise import LayerwiseOptions, layerwise
     from quant.methods.linear import linear
     from quant.methods.result import Result
     from quant.models import Preprocess, create_model
     from quant.splits import Splits
 
 __all__ = [
+    "AccumulatorOptions",
+    "AdaptiveOptions",
     "Calibration",
+    "ClusterOptions",
     "Dataset",
     "EvolveOptions",
     "FloatGraph",
     "Judge",
     "LayerBits",
+    "LayerwiseOptions",
     "Preprocess",
     "QuantConfig",
     "Result",
     "Score",
     "Splits",
+    "accumulator",
+    "adaptive",
+    "cluster",
     "create_model",
     "evolve",
     "import_onnx",
     "import_torch",
+    "layerwise",
     "linear",
     "load_checkpoint",
     "load_dataset",
@@ -56,7 +68,11 @@ _MODULES = {
     "quant.importers": ("import_onnx", "import_torch"),
     "quant.baseline": ("quantize_linear",),
     "quant.judge": ("Judge", "Score"),
+    "quant.methods.accumulator": ("AccumulatorOptions", "accumulator"),
+    "quant.methods.adaptive": ("AdaptiveOptions", "adaptive"),
+    "quant.methods.cluster": ("ClusterOptions", "cluster"),
     "quant.methods.evolve": ("EvolveOptions", "evolve"),
+    "quant.methods.layerwise": ("LayerwiseOptions", "layerwise"),
     "quant.methods.linear": ("linear",),
     "quant.methods.result": ("Result",),
     "quant.models": ("Preprocess", "create_model"),

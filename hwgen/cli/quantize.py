@@ -112,8 +112,25 @@ FLAGS: tuple[Flag, ...] = (
         help="store the clusters as they are, as a codebook",
     ),
     _flag("--tune-epochs", "cluster", type=args.natural, help="of fine-tuning the clusters"),
-    _flag("--accumulator-bits", "accumulator", type=args.positive, help="width of accumulators"),
-    _flag("--bound", "accumulator", help="how it is known that accumulators fit"),
+    _flag(
+        "--accumulator-bits",
+        "accumulator",
+        to="bits",
+        type=args.positive,
+        help="width of every accumulator, 12 to 32; default 16",
+    ),
+    _flag(
+        "--bound",
+        "accumulator",
+        choices=("formats", "weights", "calibrated"),
+        help="how it is known that accumulators fit; default weights",
+    ),
+    _flag(
+        "--scales",
+        "accumulator",
+        choices=("shift", "multiply"),
+        help="of output channels: powers of two, the default, or real ones",
+    ),
     _flag("--entry-bits", "adaptive cluster", type=args.positive, help="of a codebook; default 8"),
     _flag(
         "--activation-bits",

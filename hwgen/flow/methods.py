@@ -206,15 +206,23 @@ def result_rows(result: Result) -> list[tuple[str, ...]]:
 
 
 def limit_message(result: Result) -> str | None:
-    """What was asked for and not reached, from the record's ``limit``; None where all was reached."""
-    limit = result.record.get("limit")
-    if not isinstance(limit, Mapping) or limit.get("met", True):
+    """What was asked for and not reached, and what binds; None where all was reached.
+
+    Methods with a limit say so in their record: ``limit`` is a mapping with ``met``, or
+    ``limit_met`` stands beside ``search_drop`` and ``binding``.
+    """
+    record = result.record
+    limit = record.get("limit")
+    if isinstance(limit, Mapping) and not limit.get("met", True):
+        told = [
+            f"{key.replace('_', ' ')} {value:,}" if isinstance(value, int) else f"{key} {value}"
+            for key, value in limit.items()
+            if key != "met" and value is not None
+        ]
+        return f"the limit is not met: {', '.join(told)}".replace("_", " ")
+    if record.get("limit_met", True):
         return None
-    told = [
-        f"{key.replace('_', ' ')} {value:.6g}"
-        if isinstance(value, float)
-        else f"{key.replace('_', ' ')} {value}"
-        for key, value in limit.items()
-        if key != "met" and value is not None
-    ]
-    return f"the limit is not met: {', '.join(told)}"
+    return (
+        "the drop that is allowed is not met: the least one reached on the search images that were"
+        f" judged is {record['search_drop']:.2%}, and what binds is {record['binding']}"
+    )

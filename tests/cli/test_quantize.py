@@ -24,6 +24,7 @@ from hwgen.ir import load_network
 from quant.data.dataset import Dataset
 from quant.methods.result import Accuracy, Result
 from quant.state import SearchState
+from tests.cli.bad_files import linear_onnx
 from tests.cli.conftest import ROOT, Run, contents
 
 Refused = Callable[..., str]
@@ -34,6 +35,8 @@ SMALL: dict[str, tuple[str, ...]] = {
     "linear": ("--bits", "4"),
     "adaptive": ("--bits", "3", "--form", "codebook", "--evaluations", "30"),
     "evolve": ("--trials", "3", "--population", "2", "--epochs", "0.1", "--final-epochs", "0"),
+    "layerwise": ("--max-drop", "0.05"),
+    "accumulator": ("--accumulator-bits", "14", "--evaluations", "4"),
     "cluster": ("--bits", "4", "--sparsity", "0.5", "--epochs", "1"),
 }
 """A short run of each method."""
@@ -398,13 +401,39 @@ def a_result(record: dict[str, Any]) -> Result:
     )
 
 
+def test_a_drop_that_cannot_be_met(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "net"
+    command = (*TINY, "--method", "layerwise", "--max-drop", "0", "--search-images", "200")
+    outcome = run(*command, "--out", out)
+    record = json.loads((out / "method.json").read_text())
+    assert outcome.status == (0 if record["limit_met"] else 1)
+    assert ("what binds is" in outcome.err) is not record["limit_met"]
+
+
+def test_an_accumulator_too_narrow(refused: Refused, tmp_path: Path) -> None:
+    """The layer, the channel and what would do are named."""
+    command = ("quantize", "--data", "digits", "--model", linear_onnx(tmp_path))
+    before = contents(tmp_path)
+    options = ("--method", "accumulator", "--accumulator-bits", "12", "--bound", "formats")
+    text = refused(*command, *options, "--out", tmp_path / "net")
+    assert re.search(
+        r"(any channel|channel \d+) of layer \w+ fit an accumulator of 12 bits", text
+    ), text
+    assert re.search(r"the narrowest that works for this layer is \d+ ", text), text
+    assert contents(tmp_path) == before
+
+
 def test_limits_in_words() -> None:
     assert limit_message(a_result({})) is None
     assert limit_message(a_result({"limit": {"met": True, "reached": 3}})) is None
     text = limit_message(
-        a_result({"limit": {"met": False, "max_bits": 9, "reached": 12, "binding_layer": "fc"}})
+        a_result({"limit": {"met": False, "max_bits": 9, "reached": 1200, "binding_layer": "fc"}})
     )
-    assert text == "the limit is not met: max bits 9, reached 12, binding layer fc"
+    assert text == "the limit is not met: max bits 9, reached 1,200, binding layer fc"
+    assert limit_message(a_result({"limit_met": True, "search_drop": 0.0})) is None
+    text = limit_message(a_result({"limit_met": False, "search_drop": 0.0213, "binding": "fc"}))
+    assert text is not None
+    assert text.endswith("judged is 2.13%, and what binds is fc")
 
 
 def test_a_limit_that_cannot_be_met(run: Run, tmp_path: Path) -> None:
@@ -414,7 +443,7 @@ def test_a_limit_that_cannot_be_met(run: Run, tmp_path: Path) -> None:
     outcome = run(*TINY, "--method", "evolve", *options, "--out", out)
     assert outcome.status == 1
     assert re.search(
-        r"^hwgen quantize: the limit is not met: .*reached \d+, binding layer \w+",
+        r"^hwgen quantize: the limit is not met: .*reached [\d,]+, binding layer \w+",
         outcome.err,
         re.MULTILINE,
     )
