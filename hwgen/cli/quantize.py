@@ -14,9 +14,10 @@ from hwgen.cli import args, show
 from hwgen.errors import BadInput
 
 if TYPE_CHECKING:
+    from quant.config import QuantConfig
     from quant.methods.result import Result
 
-__all__ = ["arguments", "run"]
+__all__ = ["arguments", "check", "run"]
 
 Arguments = argparse.Namespace
 
@@ -39,15 +40,15 @@ class Flag:
     name : str
         As it is typed.
     methods : tuple of str
-    field : str
-        Of the methods' options.
+    target : str
+        The field of the methods' options.
     settings : mapping
         More for the parser.
     """
 
     name: str
     methods: tuple[str, ...]
-    field: str
+    target: str
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -57,7 +58,7 @@ class Flag:
 
 def _flag(name: str, methods: str, *, to: str | None = None, **settings: Any) -> Flag:
     dest = name.lstrip("-").replace("-", "_")
-    return Flag(name=name, methods=tuple(methods.split()), field=to or dest, settings=settings)
+    return Flag(name=name, methods=tuple(methods.split()), target=to or dest, settings=settings)
 
 
 FLAGS: tuple[Flag, ...] = (
@@ -153,7 +154,7 @@ FLAGS: tuple[Flag, ...] = (
 STUDY = Flag(
     name="--study",
     methods=("evolve",),
-    field="",
+    target="",
     settings={
         "metavar": "URL",
         "help": "file or database URL of the study, default OUT.study.db; the same command in more"
@@ -216,10 +217,8 @@ def run(arguments: Arguments) -> int:
     from hwgen.flow.methods import limit_message, quantize_by, result_rows, splits_of
 
     method = arguments.method
-    _refuse_others(arguments)
     args.check_file(arguments.onnx)
-    config = args.quant(arguments) if method == "linear" else None
-    options = None if method == "linear" else _options(arguments)
+    config, options = check(arguments)
     data = args.dataset(arguments)
     model = args.model(arguments, data)
     splits = splits_of(model, data, arguments.search_images)
@@ -253,6 +252,20 @@ def run(arguments: Arguments) -> int:
         print(f"hwgen quantize: {message}; the best network is in {arguments.out}", file=sys.stderr)
         return 1
     return 0
+
+
+def check(arguments: Arguments) -> tuple[QuantConfig | None, Any]:
+    """The baseline's configuration, or the options of a method that searches.
+
+    Raises
+    ------
+    BadInput
+        If a value is not allowed, or an option is another method's.
+    """
+    _refuse_others(arguments)
+    if arguments.method == "linear":
+        return args.quant(arguments), None
+    return None, _options(arguments)
 
 
 def _refuse_others(arguments: Arguments) -> None:
@@ -292,7 +305,7 @@ def _options(arguments: Arguments) -> Any:
 
     method = arguments.method
     given = {
-        flag.field: getattr(arguments, flag.dest)
+        flag.target: getattr(arguments, flag.dest)
         for flag in FLAGS
         if method in flag.methods and getattr(arguments, flag.dest) is not None
     }

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hwgen.cli import quantize
+from hwgen.cli import parser, quantize
 from hwgen.flow import methods as flow_methods
 from hwgen.flow.methods import METHODS, limit_message, options_class, saved_method
 from hwgen.ir import load_network
@@ -202,9 +202,9 @@ def test_every_option_is_a_field(flag: quantize.Flag) -> None:
     """The choices of the command line are the members of the options' enumerations."""
     for method in flag.methods:
         cls = options_class(method)
-        assert flag.field in cls.__dataclass_fields__
+        assert flag.target in cls.__dataclass_fields__
         for choice in flag.settings.get("choices", ()):
-            value = getattr(flow_methods.make_options(method, {flag.field: choice}), flag.field)
+            value = getattr(flow_methods.make_options(method, {flag.target: choice}), flag.target)
             assert value.value == choice
         if "choices" in flag.settings:
             kind = type(value)
@@ -384,6 +384,35 @@ def test_control_c(tmp_path: Path) -> None:
     assert "Traceback" not in err
     assert err.endswith("interrupted; the same command goes on with what is finished\n")
     assert set(contents(tmp_path)) == {"net.search.npz"}
+
+
+# Documentation.
+
+PAGE = (ROOT / "docs/quantisation.md").read_text()
+
+
+def test_commands_of_the_page_are_understood() -> None:
+    lines = [
+        line.partition("#")[0].split() for line in re.findall(r"^hwgen .*", PAGE, re.MULTILINE)
+    ]
+    assert {line[1] for line in lines} == {"quantize", "build"}
+    for line in lines:
+        arguments = parser().parse_args(line[1:])
+        if line[1] == "quantize":
+            quantize.check(arguments)
+    assert {a.method for a in map(parser().parse_args, (x[1:] for x in lines[:-1]))} == set(METHODS)
+
+
+def test_example_of_the_page(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", example],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"test: float 96\.60%, integer 9\d\.\d\d%\n", done.stdout)
+    assert load_network(tmp_path / "net").name == "network"
 
 
 # Limits.
