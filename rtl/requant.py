@@ -74,6 +74,12 @@ class _Lane:
         offset = 0 if requant.rounding is Rounding.FLOOR else half - self.up
         offset += self.zero << self.shift
         self.mult = table(requant.mult)
+        # Powers of two, as channels of other scales have: their logarithms shift instead.
+        powers = all(m > 0 and m.bit_count() == 1 for m in self.mult)
+        self.shifts = powers and len(set(self.mult)) > 1
+        logs = [m.bit_length() - 1 for m in self.mult]
+        self.least = min(logs)
+        self.factor = [log - self.least for log in logs] if self.shifts else self.mult
         self.add = [a + offset for a in table(requant.add)]
         self.low, self.high = table(requant.low), table(requant.high)
         self.relu = requant.relu
@@ -89,6 +95,11 @@ class _Lane:
         sums = [[p + a for p in ps] for ps, a in zip(products, self.add, strict=True)]
         self.sum = min(map(min, sums)), max(map(max, sums))
         self.kept = self.sum[0] >> self.shift, self.sum[1] >> self.shift
+
+
+def _times(lane: _Lane, x: Value, factor: Any) -> Value:
+    """``x`` times a lane's multiplier, ``factor`` being the entry of ``lane.factor``."""
+    return (x << factor).shift_left(lane.least) if lane.shifts else x * factor
 
 
 def _mend(lane: _Lane, kept: Signal, total: Signal) -> Value:
@@ -113,7 +124,8 @@ class Requantizer(wiring.Component):
     """Free-running pipeline that computes :meth:`hwgen.ir.requant.Requant.apply` bit for bit.
 
     Unscaled (``mult`` 1, ``add`` 0): add the rounding constant; saturate. Scaled: operands,
-    product, sum, saturate; the first three can be the registers of a DSP block.
+    product, sum, saturate; the first three can be the registers of a DSP block. A lane whose
+    multipliers are all powers of two shifts and takes none.
 
     Parameters
     ----------
@@ -179,12 +191,12 @@ class Requantizer(wiring.Component):
         operands = [self.i[lane] for lane in range(len(self.lanes))]
         fold = self.fold
         if self.requant.scaled:
-            mults = self._table(m, "mult", fold, [[lane.mult] for lane in self.lanes])
+            factors = self._table(m, "mult", fold, [[lane.factor] for lane in self.lanes])
             operands = [self._operand(m, k, acc) for k, acc in enumerate(operands)]
             operands = [
-                self._register(m, f"product_{k}", lane.product, x * mult)
-                for k, (lane, x, (mult,)) in enumerate(
-                    zip(self.lanes, operands, mults, strict=True)
+                self._register(m, f"product_{k}", lane.product, _times(lane, x, factor))
+                for k, (lane, x, (factor,)) in enumerate(
+                    zip(self.lanes, operands, factors, strict=True)
                 )
             ]
             fold = self._delay(m, fold, "fold_1")

@@ -12,6 +12,7 @@ from amaranth.sim import Simulator
 
 from hwgen.ir.requant import Requant, Rounding
 from hwgen.ir.timing import requant_latency
+from rtl.emit import emit_verilog
 from rtl.requant import Requantizer, above, below, interval_shape, shape_interval
 from tests.rtl.bench import decode, encode
 
@@ -119,6 +120,30 @@ def test_lanes_without_a_channel_leave_tables_constant() -> None:
     assert dut.lanes[0].mult == [3, 7]
     assert dut.lanes[1].mult == [5, 5]
     check(requant, signed(10), unsigned(8), 2, 2, random.Random(1))
+
+
+def test_shifts_of_channels_take_no_multiplier() -> None:
+    """Multipliers that are powers of two, from scales of channels or given as such, shift."""
+    rng = random.Random(9)
+    for number in range(60):
+        lanes, folds = rng.randint(1, 3), rng.randint(2, 4)
+        channels = lanes * folds - rng.randrange(lanes)
+        acc = rng.choice([signed(12), signed(20), unsigned(9), signed(2)])
+        out = rng.choice([unsigned(8), signed(5)])
+        powers = [1 << rng.randint(0, 4) for _ in range(channels)]
+        requant = Requant(
+            mult=tuple(powers) if number % 3 == 0 else (1,),
+            add=tuple(rng.randint(-999, 999) for _ in powers) if number % 2 else (0,),
+            shift=tuple(rng.randint(1, 9) for _ in powers),
+            low=(shape_interval(out)[0],),
+            high=(shape_interval(out)[1],),
+            zero=rng.choice([0, 1, -3]),
+            rounding=rng.choice(list(Rounding)),
+            relu=rng.random() < 0.3,
+        )
+        check(requant, acc, out, lanes, folds, rng)
+    text = emit_verilog(Requantizer(requant, acc, out, lanes, folds), "requant")
+    assert " * " not in text
 
 
 def test_more_lanes_than_channels() -> None:
