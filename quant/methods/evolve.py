@@ -145,6 +145,16 @@ def _points(space: Space, sampler: Sampler) -> list[dict[str, Any]]:
     return starting_points(space) if sampler is Sampler.NSGA2 else uniform_points(space)
 
 
+def _survivors(count: int) -> int:
+    """How many of a round are in the next."""
+    return max(1, round(count / 3))
+
+
+def _total(count: int) -> int:
+    """Trainings of all rounds that begin with so many."""
+    return count if count == 1 else count + _total(_survivors(count))
+
+
 class _Search:
     """A search, all but its study."""
 
@@ -287,12 +297,7 @@ class _Search:
             key=lambda trial: int(trial.user_attrs["place"]),
         )
         population = self.sampler.last_population(study, trials)
-        fit = [t for t in population if t.user_attrs["bits"] <= self.limit]
-        if fit:
-            chosen = min(fit, key=lambda t: (self._error(t), t.user_attrs["bits"], t.number))
-        else:
-            chosen = min(population, key=lambda t: (t.user_attrs["bits"], t.number))
-        best = self._trained(chosen, progress)
+        chosen, best, rounds = self._choose(population, progress)
         return best, {
             "options": self.options.record(),
             "objectives": list(self.objectives),
@@ -303,6 +308,7 @@ class _Search:
             "front": sorted(t.user_attrs["place"] for t in study.best_trials),
             **self._volumes(trials),
             "history": self._history(trials),
+            "rounds": rounds,
             "chosen": {**self._described(chosen), "final_error": 1 - best.score.accuracy},
             "bits": model_bits(best.network),
             "float_bits": self.float_bits,
@@ -310,18 +316,55 @@ class _Search:
             "limit": self._limit(best),
         }
 
-    def _trained(self, chosen: FrozenTrial, progress: Progress) -> Individual:
-        """The chosen candidate again, trained for longer; as it was, where that is no better."""
-        genes = self.space.genes(chosen.params)
-        seed = seed_of(self.seed, int(chosen.user_attrs["place"]))
-        with progress.steps("train the best", 1) as advance:
-            best = None
-            if self.options.final_epochs:
-                best = self.individual(genes, self.options.final_epochs, seed)
-            if best is None or best.score.correct < chosen.user_attrs["correct"]:
-                best = self.individual(genes, self.options.epochs, seed)
-            advance(1, 1, f"{best.score.accuracy:.2%}")
-        return best
+    def _choose(
+        self, population: list[FrozenTrial], progress: Progress
+    ) -> tuple[FrozenTrial, Individual, list[dict[str, Any]]]:
+        """Train the most accurate ones that are small enough for longer, fewer in every round."""
+
+        def place(trial: FrozenTrial) -> int:
+            return int(trial.user_attrs["place"])
+
+        fit = [t for t in population if t.user_attrs["bits"] <= self.limit]
+        if not fit:
+            fit = [min(population, key=lambda t: (t.user_attrs["bits"], place(t)))]
+        fit.sort(key=lambda t: (self._error(t), t.user_attrs["bits"], place(t)))
+        left = fit[: self.options.finalists]
+        epochs = self.options.final_epochs
+        total = _total(len(left)) if epochs else 1
+        rounds: list[dict[str, Any]] = []
+        best: dict[int, tuple[Individual, float]] = {}
+        with progress.steps("train the best", total) as advance:
+            done = 0
+            while epochs:
+                for trial in left:
+                    spent = epochs / len(left)
+                    made = self._again(trial, spent)
+                    have = best.get(place(trial))
+                    if have is None or made.score > have[0].score:
+                        best[place(trial)] = (made, spent)
+                    done += 1
+                    advance(done, total, f"{made.score.accuracy:.2%}")
+                left.sort(key=lambda t: (-best[place(t)][0].score.correct, place(t)))
+                errors = {str(place(t)): 1 - best[place(t)][0].score.accuracy for t in left}
+                rounds.append({"epochs": epochs / len(left), "errors": errors})
+                if len(left) == 1:
+                    break
+                left = left[: _survivors(len(left))]
+            chosen = left[0]
+            found = best.get(place(chosen))
+            if found is None or found[0].score.correct < chosen.user_attrs["correct"]:
+                found = (self._again(chosen, self.options.epochs), self.options.epochs)
+            advance(total, total, f"{found[0].score.accuracy:.2%}")
+        return chosen, found[0], rounds
+
+    def _again(self, trial: FrozenTrial, epochs: float) -> Individual:
+        """A candidate again, trained for so long from the start; not longer, if that diverges."""
+        seed = seed_of(self.seed, int(trial.user_attrs["place"]))
+        genes = self.space.genes(trial.params)
+        try:
+            return self.individual(genes, epochs, seed)
+        except Diverged:
+            return self.individual(genes, self.options.epochs, seed)
 
     def _described(self, trial: FrozenTrial) -> dict[str, Any]:
         return {

@@ -41,7 +41,11 @@ class EvolveOptions:
     epochs : float
         Of fine-tuning for each candidate; a part of an epoch is an epoch of a part of the images.
     final_epochs : float
-        Of fine-tuning for the candidate that is chosen, from the start; 0: it stays as it was.
+        Of fine-tuning for the network that is chosen, from the start; 0: it stays as it was.
+    finalists : int
+        Candidates of the last population that are trained for longer before one is chosen:
+        successive halving (Jamieson, Talwalkar 2016) by a factor of 3, with about ``final_epochs``
+        in all for each round. Short training favours what is close to the trained network.
     widths, activations : tuple of int
         The least and the greatest width of weights and of activations.
     bias_width : int
@@ -69,6 +73,7 @@ class EvolveOptions:
     sampler: Sampler = Sampler.NSGA2
     epochs: float = 1.0
     final_epochs: float = 30.0
+    finalists: int = 6
     widths: tuple[int, int] = (2, 8)
     activations: tuple[int, int] = (2, 8)
     bias_width: int = 12
@@ -86,6 +91,8 @@ class EvolveOptions:
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise BadInput(f"trials must be at least 1, not {self.trials}")
+        if self.finalists < 1:
+            raise BadInput(f"finalists must be at least 1, not {self.finalists}")
         if self.population < 2:
             raise BadInput(f"population must be at least 2, not {self.population}")
         if not 0 <= self.mutation <= 1:
@@ -135,5 +142,5 @@ class EvolveOptions:
 
     def identity(self) -> Mapping[str, Any]:
         """What a study must agree on to be continued: all that changes its candidates."""
-        free = ("trials", "final_epochs", "ratio", "max_bits")
+        free = ("trials", "final_epochs", "finalists", "ratio", "max_bits")
         return {name: value for name, value in self.record().items() if name not in free}

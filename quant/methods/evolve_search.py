@@ -44,6 +44,8 @@ class Space:
         Convolutions and linear layers, in order.
     dense : frozenset of str
         Those of them that are linear.
+    largest : str
+        The one with most weights.
     resizable : frozenset of str
     formatted : frozenset of str
         Those whose outputs have a width of their own.
@@ -56,6 +58,7 @@ class Space:
 
     layers: tuple[str, ...]
     dense: frozenset[str]
+    largest: str
     resizable: frozenset[str]
     formatted: frozenset[str]
     widths: tuple[int, int]
@@ -82,6 +85,7 @@ class Space:
         return cls(
             layers=layers,
             dense=frozenset(n.name for n in graph.mac_nodes if isinstance(n, fg.Linear)),
+            largest=max(graph.mac_nodes, key=lambda node: node.weight.size).name,
             resizable=frozenset(resizable(graph)),
             formatted=frozenset(formatted & set(layers)),
             widths=widths,
@@ -125,13 +129,18 @@ class Space:
     def point(
         self, weights: int, activations: int, *, convs: float = 1.0, dense: float = 1.0
     ) -> Params:
-        """Genes with one width; wider ends where the channels change; all as near as allowed."""
+        """Genes of one width, or of wider convolutions before a first linear layer of ``dense``.
+
+        Wider networks get two bits more at both ends and one less in their largest layer. All are
+        as near to that as the space allows.
+        """
         found: Params = {}
-        mixed = (convs, dense) != (1.0, 1.0)
+        first = next((layer for layer in self.layers if layer in self.dense), None)
         for layer in self.layers:
-            end = mixed and layer in (self.layers[0], self.layers[-1])
-            bits = weights + (2 if end else 0)
-            factor = dense if layer in self.dense else convs
+            bits, factor = weights, 1.0
+            if convs != 1.0:
+                bits += 2 * (layer in (self.layers[0], self.layers[-1])) - (layer == self.largest)
+                factor = dense if layer == first else 1.0 if layer in self.dense else convs
             found[f"{layer}.weights"] = int(np.clip(bits, *self.widths))
             found[f"{layer}.activations"] = int(np.clip(activations, *self.activations))
             found[f"{layer}.factor"] = min(self.factors, key=lambda have: abs(have - factor))
@@ -142,13 +151,13 @@ def starting_points(space: Space) -> list[Params]:
     """Points to warm-start from: uniform widths, and wide convolutions before lean dense layers."""
     points = [
         space.point(8, 8),
-        space.point(4, 8, convs=2, dense=0.5),
-        space.point(6, 6),
-        space.point(4, 6, convs=2, dense=0.75),
+        space.point(4, 8, convs=2, dense=0.75),
+        space.point(5, 8),
+        space.point(4, 8, convs=1.5),
         space.point(4, 6),
-        space.point(3, 5, convs=1.5, dense=0.75),
+        space.point(4, 6, convs=2, dense=0.5),
         space.point(3, 5),
-        space.point(2, 4),
+        space.point(3, 5, convs=1.5, dense=0.75),
     ]
     return _distinct(points)
 

@@ -23,6 +23,7 @@ OPTIONS: dict[str, Any] = {
     "population": 3,
     "epochs": 0.2,
     "final_epochs": 0.4,
+    "finalists": 2,
     "rate": 5e-3,
     "batch": 32,
     "ratio": 4.0,

@@ -69,13 +69,18 @@ def test_the_record_is_json_and_complete(found: Result) -> None:
     errors = {trial["place"]: trial["error"] for trial in table["trials"]}
     assert len(table["last_population"]) == OPTIONS["population"]
     assert table["chosen"]["place"] in table["last_population"]
+    limit = table["limit"]["max_bits"]
     small = [
-        trial
-        for trial in table["trials"]
-        if trial["place"] in table["last_population"]
-        and trial["bits"] <= table["limit"]["max_bits"]
+        trial["place"]
+        for trial in sorted(table["trials"], key=lambda trial: (trial["error"], trial["bits"]))
+        if trial["place"] in table["last_population"] and trial["bits"] <= limit
     ]
-    assert errors[table["chosen"]["place"]] == min(trial["error"] for trial in small)
+    first, last = table["rounds"][0], table["rounds"][-1]
+    assert set(first["errors"]) == set(map(str, small[: OPTIONS["finalists"]]))
+    assert first["epochs"] * len(first["errors"]) == OPTIONS["final_epochs"] == last["epochs"]
+    assert list(last["errors"]) == [str(table["chosen"]["place"])]
+    assert min(first["errors"], key=lambda place: first["errors"][place]) in last["errors"]
+    assert table["chosen"]["final_error"] <= errors[table["chosen"]["place"]]
 
 
 def test_nothing_on_the_front_is_dominated(found: Result) -> None:
@@ -100,6 +105,7 @@ def test_another_seed_is_another_search(found: Result) -> None:
     assert other.record["trials"] != found.record["trials"][:5]
 
 
+@pytest.mark.slow
 def test_hardware_of_the_result_computes_the_same(found: Result) -> None:
     check_hardware(found.network, case()[2].search_images)
 
@@ -162,7 +168,7 @@ def test_expansion_starts_from_the_trained_network() -> None:
     space = Space.of(whole, widths=(2, 8), activations=(2, 8), factors=(1.0, 2.0))
     made: list[Individual] = [
         train_individual(
-            trainer, space.genes(space.point(8, 8, convs=f, dense=f)), epochs=0, seed=1, name="n"
+            trainer, space.genes(space.point(8, 8, convs=f)), epochs=0, seed=1, name="n"
         )
         for f in (1.0, 2.0)
     ]
@@ -203,6 +209,7 @@ def test_hypervolume() -> None:
     [
         ({"trials": 0}, "trials must be at least 1"),
         ({"population": 1}, "population must be at least 2"),
+        ({"finalists": 0}, "finalists must be at least 1"),
         ({"mutation": 1.5}, "mutation must be 0 to 1"),
         ({"epochs": -1.0}, "epochs must be at least 0"),
         ({"final_epochs": float("nan")}, "final_epochs must be at least 0"),

@@ -66,7 +66,7 @@ def stopping_at(count: int, error: type[BaseException] = Stop) -> Any:
     return objectives(watch)
 
 
-@pytest.mark.parametrize("count, error", [(1, Stop), (3, KeyboardInterrupt), (6, Stop)])
+@pytest.mark.parametrize("count, error", [(3, KeyboardInterrupt), (6, Stop)])
 def test_a_stopped_search_goes_on_to_the_same_end(
     whole: Result, tmp_path: Path, count: int, error: type[BaseException]
 ) -> None:
@@ -89,6 +89,7 @@ def test_more_trials_continue_a_study(whole: Result, tmp_path: Path) -> None:
     assert found.record == whole.record
 
 
+@pytest.mark.slow
 def test_a_killed_worker_loses_what_it_trained_and_no_more(whole: Result, tmp_path: Path) -> None:
     study, out = tmp_path / "study.db", tmp_path / "out.json"
     worker = start_worker(study, out, "2")
@@ -105,6 +106,7 @@ def test_a_killed_worker_loses_what_it_trained_and_no_more(whole: Result, tmp_pa
     assert found.record == whole.record
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_study(tmp_path: Path) -> None:
     study = tmp_path / "study.db"
     outs = [tmp_path / "one.json", tmp_path / "two.json"]
