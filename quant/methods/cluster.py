@@ -106,7 +106,7 @@ class ClusterOptions:
     epochs: int = 10
     rate: float = 4e-3
     ramp: float = 0.5
-    tune_epochs: int = 0
+    tune_epochs: int = 2
     mirror: bool = False
     batch: int = 128
     distill: float = 0.5

@@ -27,7 +27,7 @@ from quant.splits import Splits
 from quant.state import SearchState
 from tests.quant.methods.cosim import check_hardware
 
-QUICK: dict[str, Any] = {"epochs": 6, "rate": 1e-2, "batch": 32}
+QUICK: dict[str, Any] = {"epochs": 6, "rate": 1e-2, "batch": 32, "tune_epochs": 0}
 
 
 @cache
@@ -309,5 +309,5 @@ def test_no_training_images() -> None:
         found.graph,
         preprocess=found.preprocess,
         splits=empty,
-        options=ClusterOptions(epochs=0, sparsity=0.5),
+        options=ClusterOptions(epochs=0, tune_epochs=0, sparsity=0.5),
     )

@@ -1,0 +1,324 @@
+"""Prune, cluster, quantise: starts of K-means against exact clusters and plain clipping."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cells.common import Case, Cases, Cell, markdown_table, percent, points
+from hwgen.files import write_bytes
+from quant.assemble import Assembler
+from quant.baseline import linear_plan, observe_graph, with_preprocessing
+from quant.config import QuantConfig
+from quant.graph import FloatGraph
+from quant.methods.cluster import ClusterOptions, Seeding, cluster, prune
+from quant.methods.result import compare
+
+PRUNING: Mapping[str, ClusterOptions] = {
+    "lenet5-cifar10": ClusterOptions(mirror=True, epochs=10, rate=4e-3),
+    # A step of this network takes twenty times as long: few epochs of some images.
+    "resnet8-cifar10": ClusterOptions(mirror=True, epochs=10, rate=2e-3, images=15_000, batch=64),
+    "lenet5-digits": ClusterOptions(epochs=8, rate=1e-2, batch=32),
+    "digits-tiny": ClusterOptions(epochs=8, rate=1e-2, batch=32),
+}
+"""How each network is pruned: to 80 %, once, for all of its cells."""
+
+SEEDS = (0, 1, 2)
+CHANCE = (Seeding.PSO, Seeding.RANDOM, Seeding.PLUSPLUS)
+"""Starts that depend on the seed."""
+INTRODUCTION = (
+    "Pruned once to 80 % with fine-tuning (one seed), then clustered layer by layer; activations of"
+    " 8 bits, biases of 16. Differences in percentage points against 8-bit quantisation of the same"
+    " pruned network. *Squares* is the within-cluster sum of squares as a multiple of the least that"
+    " there is, averaged over the layers. *none* puts each weight on the grid by itself, with the"
+    " step of the least error at the layer's outputs. Several seeds: mean, least to most."
+)
+EXPECTED = {5: 0.01, 4: 0.03}
+"""Most points lost against 8 bits, by width."""
+
+
+def cells(quick: bool) -> list[Cell]:
+    """The pruned networks, then each quantiser of them."""
+    found = []
+    for network in (
+        ("lenet5-digits", "digits-tiny") if quick else ("lenet5-cifar10", "resnet8-cifar10")
+    ):
+        base = PRUNING[network]
+        found.append(
+            Cell(
+                name=f"cluster-{network}-pruned",
+                run=partial(_pruned, network=network),
+                config={"options": base.pruning()},
+            )
+        )
+        few = quick or network == "resnet8-cifar10"
+        for options, seed in _variants(base, few=few):
+            found.append(
+                Cell(
+                    name=f"cluster-{network}-{_label(options)}-s{seed}",
+                    run=partial(_cluster, network=network, options=options, seed=seed),
+                    config={"options": options.record(), "seed": seed},
+                )
+            )
+    return found
+
+
+def _variants(base: ClusterOptions, *, few: bool) -> Iterator[tuple[ClusterOptions, int]]:
+    """Options and seeds: all starts without tuning, then some with; ``few`` leaves out some."""
+    plain = replace(base, tune_epochs=0)
+    for bits in (5, 4):
+        for seeding in Seeding:
+            options = replace(plain, bits=bits, seeding=seeding)
+            seeds = SEEDS if seeding in CHANCE and not few else SEEDS[:1]
+            yield from ((options, seed) for seed in seeds)
+    for bits in (4,) if few else (5, 4):
+        for seeding in _MAIN:
+            options = replace(plain, bits=bits, codebook=True, seeding=seeding)
+            seeds = SEEDS if seeding in CHANCE and not few else SEEDS[:1]
+            yield from ((options, seed) for seed in seeds)
+    tuned = replace(base, tune_epochs=1 if few else 2)
+    yield replace(tuned, bits=5), 0
+    yield replace(tuned, bits=4), 0
+    yield replace(tuned, bits=4, seeding=Seeding.EXACT), 0
+    if not few:
+        yield replace(tuned, bits=5, seeding=Seeding.EXACT), 0
+        yield replace(tuned, bits=4, seeding=Seeding.NONE), 0
+        yield replace(tuned, bits=4, codebook=True), 0
+        yield replace(tuned, bits=3), 0
+        yield replace(tuned, bits=3, codebook=True), 0
+
+
+_MAIN = (Seeding.PSO, Seeding.EXACT)
+
+
+def _label(options: ClusterOptions) -> str:
+    parts = [f"b{options.bits}", "codebook" if options.codebook else "linear"]
+    parts.append(options.seeding.value.replace("+", "p"))
+    parts += [f"tuned{options.tune_epochs}"] if options.tune_epochs else []
+    parts += ["p2"] if options.power_of_two else []
+    return "-".join(parts)
+
+
+def _sparse(cases: Cases, network: str) -> tuple[Case, FloatGraph]:
+    """A network and what pruning made of it, kept for the other cells."""
+    case, options = cases.case(network), PRUNING[network]
+    identity = [network, cases.digest(network), case.splits.digest(), options.pruning()]
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
+    path = cases.scratch(f"cluster/{network}-{key}.npz")
+    whole = with_preprocessing(case.graph, case.preprocess)
+    if not path.is_file():
+        state = path.with_suffix(".state")
+        sparse = prune(
+            case.graph,
+            preprocess=case.preprocess,
+            splits=case.splits,
+            options=options,
+            progress=cases.progress,
+            state=state,
+        )
+        arrays = {f"{n.name}.weight": n.weight for n in sparse.mac_nodes}
+        arrays |= {f"{n.name}.bias": n.bias for n in sparse.mac_nodes}
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        write_bytes(path, buffer.getvalue())
+        state.unlink(missing_ok=True)
+    with np.load(path, allow_pickle=False) as file:
+        changed = {
+            node.name: replace(
+                node, weight=file[f"{node.name}.weight"], bias=file[f"{node.name}.bias"]
+            )
+            for node in whole.mac_nodes
+        }
+    nodes = tuple(changed.get(node.name, node) for node in whole.nodes)
+    return case, replace(whole, nodes=nodes)
+
+
+def _pruned(cases: Cases, *, network: str) -> dict[str, Any]:
+    """The pruned network in floats and at 8 bits, as the baseline quantises it."""
+    case, sparse = _sparse(cases, network)
+    assembler = Assembler(sparse)
+    plan = linear_plan(
+        assembler, observe_graph(sparse, case.splits.search_images[:500]), QuantConfig()
+    )
+    eight = compare("linear", sparse, assembler.assemble(plan, network), case.splits, {})
+    layers = {
+        node.name: {"weights": node.weight.size, "zero": int((node.weight == 0).sum())}
+        for node in sparse.mac_nodes
+    }
+    return {"network": network, "layers": layers, **eight.table()}
+
+
+def _cluster(cases: Cases, *, network: str, options: ClusterOptions, seed: int) -> dict[str, Any]:
+    case, sparse = _sparse(cases, network)
+    result = cluster(
+        case.graph,
+        preprocess=case.preprocess,
+        splits=case.splits,
+        options=options,
+        seed=seed,
+        name=network,
+        pruned=sparse,
+        progress=cases.progress,
+    )
+    return {"network": network, **result.table()}
+
+
+def report(results: Mapping[str, dict[str, Any]], out: Path) -> str:
+    """The accuracies against 8 bits, beside the sums of squares."""
+    parts = [INTRODUCTION]
+    eights = {r["network"]: r for r in results.values() if "options" not in r}
+    for network, eight in eights.items():
+        mine = [r for r in results.values() if r["network"] == network and "options" in r]
+        parts.append(_heading(eight, mine))
+        parts.append(_table(mine, eight, tuned=False))
+        parts.append(_table(mine, eight, tuned=True))
+        parts.append(_verdict(mine, eight))
+    _plot(results, eights, out)
+    parts.append("![Squares and accuracy of the starts](cluster.png)")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _heading(eight: Mapping[str, Any], mine: list[dict[str, Any]]) -> str:
+    layers = ", ".join(
+        f"{name} {percent(layer['zero'] / layer['weights'], 0)}"
+        for name, layer in eight["layers"].items()
+    )
+    text = (
+        f"### {eight['network']}\n\nPruned, in floats: {percent(eight['test']['float'])} on test;"
+        f" at 8 bits: {percent(eight['test']['integer'])}. Zero by layer: {layers}."
+    )
+    if mine:
+        text += (
+            f" The network before pruning: {percent(mine[0]['test']['float'])} on test,"
+            f" {percent(mine[0]['search']['float'])} on the search set"
+        )
+        seen = mine[0]["search"]["seen_in_training"]
+        text += ", which it saw in training." if seen else "."
+        store = next((r["storage"] for r in mine if _kind(r)[:2] == (4, False)), None)
+        if store:
+            text += (
+                f" Weights at 4 bits: {store['dense']:,} bits stored ({store['float32']:,} in"
+                f" float32); with a bit for each weight that tells zeros, {store['bitmap']:,}. The"
+                " generated hardware stores and multiplies zeros like other codes."
+            )
+    return text
+
+
+def _kind(result: Mapping[str, Any]) -> tuple[int, bool, str, int, bool]:
+    o = result["options"]
+    return o["bits"], o["codebook"], o["seeding"], o["tune_epochs"], o["power_of_two"]
+
+
+def _squares(result: Mapping[str, Any]) -> float:
+    return mean(
+        layer["within_cluster_squares"] / layer["least_squares"] if layer["least_squares"] else 1.0
+        for layer in result["layers"].values()
+    )
+
+
+def _table(mine: Iterable[dict[str, Any]], eight: Mapping[str, Any], *, tuned: bool) -> str:
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for result in mine:
+        if bool(result["options"]["tune_epochs"]) == tuned:
+            groups.setdefault(_kind(result), []).append(result)
+    if not groups:
+        return ""
+    rows = []
+    for (bits, codebook, seeding, _, p2), found in sorted(
+        groups.items(), key=lambda item: (item[0][1], -item[0][0])
+    ):
+        tests = [r["test"]["integer"] for r in found]
+        lost = eight["test"]["integer"] - mean(tests)
+        spread = f" ({percent(min(tests))} to {percent(max(tests))})" if len(tests) > 1 else ""
+        form = ("codebook" if codebook else "linear") + (", step 2^n" if p2 else "")
+        rows.append(
+            (
+                form,
+                bits,
+                seeding,
+                "-" if seeding == "none" else f"{mean(_squares(r) for r in found):.3f}",
+                percent(mean(tests)) + spread,
+                points(lost),
+                points(eight["search"]["integer"] - mean(r["search"]["integer"] for r in found)),
+            )
+        )
+    title = "With quantisation-aware fine-tuning" if tuned else "Without further training"
+    header = ("form", "bits", "start", "squares", "test", "lost, test", "lost, search")
+    return f"{title}:\n\n{markdown_table(header, rows)}"
+
+
+def _verdict(mine: list[dict[str, Any]], eight: Mapping[str, Any]) -> str:
+    """The expectations, and where the swarm stands."""
+    lines = []
+    for bits, most in EXPECTED.items():
+        for tuned in (False, True):
+            found = [
+                r["test"]["integer"]
+                for r in mine
+                if _kind(r)[:3] == (bits, False, "pso")
+                and bool(r["options"]["tune_epochs"]) == tuned
+                and not r["options"]["power_of_two"]
+            ]
+            if found:
+                lost = eight["test"]["integer"] - mean(found)
+                how = "tuned" if tuned else "not tuned"
+                word = "met" if lost <= most else "missed"
+                lines.append(
+                    f"- {bits} bits, particle swarm, linear, {how}: {points(lost)} points lost,"
+                    f" expected at most {points(most, 0)}: {word}."
+                )
+    exact = {
+        _kind(r)[:2]: r
+        for r in mine
+        if r["options"]["seeding"] == "exact" and not r["options"]["tune_epochs"]
+    }
+    for key, other in exact.items():
+        swarm = [
+            r for r in mine if _kind(r)[:3] == (*key, "pso") and not r["options"]["tune_epochs"]
+        ]
+        if swarm:
+            gain = mean(r["test"]["integer"] for r in swarm) - other["test"]["integer"]
+            lines.append(
+                f"- {key[0]} bits, {'codebook' if key[1] else 'linear'}: the swarm's clusters have"
+                f" {mean(_squares(r) for r in swarm):.3f} times the squares of exact clusters, and"
+                f" {points(gain)} points more accuracy on test."
+            )
+    return "\n".join(lines)
+
+
+def _plot(
+    results: Mapping[str, dict[str, Any]], eights: Mapping[str, dict[str, Any]], out: Path
+) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * max(1, len(eights)), 4), layout="constrained")
+    axes = figure.subplots(1, max(1, len(eights)), squeeze=False)[0]
+    for axis, (network, eight) in zip(axes, eights.items(), strict=False):
+        for codebook, marker in ((False, "o"), (True, "s")):
+            for bits, colour in ((5, "tab:blue"), (4, "tab:orange")):
+                dots = [
+                    (_squares(r), 100 * r["test"]["integer"])
+                    for r in results.values()
+                    if r["network"] == network
+                    and "options" in r
+                    and _kind(r)[:2] == (bits, codebook)
+                    and not r["options"]["tune_epochs"]
+                    and r["options"]["seeding"] != "none"
+                ]
+                if dots:
+                    label = f"{bits} bits, {'codebook' if codebook else 'linear'}"
+                    x, y = zip(*dots, strict=True)
+                    axis.scatter(x, y, marker=marker, color=colour, label=label)
+        axis.axhline(100 * eight["test"]["integer"], color="grey", linestyle=":", label="8 bits")
+        axis.set(title=network, xlabel="squares / least", ylabel="test accuracy, %")
+        axis.legend(fontsize=8)
+    figure.savefig(out / "cluster.png", dpi=120, metadata={"Software": None})
