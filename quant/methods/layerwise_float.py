@@ -128,9 +128,7 @@ class RoundedFloat:
         """Forget what layers take: the next layer asked about may be the first again."""
         self._kept.clear()
 
-    def correct(
-        self, kind: Kind, layer: str, form: Symmetric | None, floor: int = 0
-    ) -> int | None:
+    def correct(self, kind: Kind, layer: str, form: Symmetric | None, floor: int = 0) -> int | None:
         """Images classified right with one more tensor rounded.
 
         Parameters
@@ -166,6 +164,17 @@ class RoundedFloat:
                 break
         self.images_judged += seen
         return self.images - wrong
+
+    def exact(self) -> int:
+        """Images classified right as all is chosen, none presumed; then :meth:`restart` is done."""
+        self.restart()
+        first = next(iter(self._weights))
+        presume, self.presume = self.presume, False
+        correct = self.correct(Kind.WEIGHTS, first, None)
+        self.presume = presume
+        self.restart()
+        assert correct is not None
+        return correct
 
     def _cut(self, kind: Kind, layer: str) -> int:
         """The step from which on a layer's tensor counts."""

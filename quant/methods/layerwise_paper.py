@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hwgen.ir import Fixed, Network, Rounding
 from quant import graph as fg
 from quant.assemble import Assembler
 from quant.formats import Calibration, choose_format
-from quant.grouping import never_negative
+from quant.grouping import group_nodes, never_negative
 from quant.methods.layerwise_float import RoundedFloat
 from quant.methods.layerwise_walk import START, WIDER, Kind, Symmetric, allowed, start_format, walk
 from quant.plan import LayerPlan, Plan, tensor_scale
 
-__all__ = ["PaperSearch", "paper_assembler", "paper_cost", "paper_network", "paper_starts"]
+__all__ = ["PaperSearch", "largest_values", "paper_assembler", "paper_cost", "paper_network"]
 
 Formats = dict[tuple[Kind, str], Symmetric]
 
@@ -50,6 +51,27 @@ class PaperSearch:
     drops: list[dict[str, Any]] = field(default_factory=list)
     starts: dict[str, int] = field(default_factory=dict)
     evaluations: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """How far the search is, as JSON values."""
+        return {"drops": self.drops, "starts": self.starts, "evaluations": self.evaluations}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state`."""
+        self.drops, self.starts = list(state["drops"]), dict(state["starts"])
+        self.evaluations = state["evaluations"]
+        for entry in self.drops:
+            form = Symmetric(width=entry["width"], frac=entry["frac"])
+            self.chosen[Kind(entry["kind"]), entry["layer"]] = form
+
+    def binding(self) -> str:
+        """The layer whose choice came closest to its limit, or went furthest above it."""
+
+        def excess(entry: Mapping[str, Any]) -> float:
+            drop = entry["drop"]
+            return float("inf") if drop is None else float(drop - entry["allowed"])
+
+        return str(max(self.drops, key=excess)["layer"])
 
     def run(self, save: Callable[[], object], advance: Callable[[int, int, str], object]) -> None:
         """Search, from where the state stands; ``save`` is called after every layer."""
@@ -135,13 +157,13 @@ class PaperSearch:
         )
 
 
-def paper_starts(
-    graph: fg.FloatGraph, assembler: Assembler, images: np.ndarray[Any, Any]
+def largest_values(
+    graph: fg.FloatGraph, images: NDArray[np.uint8]
 ) -> dict[tuple[Kind, str], float]:
     """Largest magnitudes by kind and layer; of activations on calibration images."""
     largest: dict[tuple[Kind, str], float] = {}
     outputs = {}
-    for group in assembler.groups:
+    for group in group_nodes(graph):
         if isinstance(group.node, fg.Conv | fg.Linear):
             largest[Kind.WEIGHTS, group.node.name] = float(np.abs(group.node.weight).max())
             largest[Kind.BIASES, group.node.name] = float(np.abs(group.node.bias).max())
@@ -184,7 +206,7 @@ def paper_assembler(graph: fg.FloatGraph) -> Assembler:
 
 
 def paper_network(
-    assembler: Assembler, chosen: Formats, images: np.ndarray[Any, Any], name: str
+    assembler: Assembler, chosen: Formats, images: NDArray[np.uint8], name: str
 ) -> tuple[Network, Plan]:
     """The integer network of the paper's formats.
 

@@ -1,0 +1,349 @@
+"""Layer-wise search of widths: the paper's walk, and a search that goes by gain per bit.
+
+Goyal, Vanschoren, van Acht and Nijssen, "Fixed-point Quantization of Convolutional Neural Networks for
+Quantized Inference on Embedded Platforms" (arXiv 2102.02147, 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from math import ceil, isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwgen.errors import BadInput
+from hwgen.ir import Network
+from quant.assemble import Assembler
+from quant.baseline import observe_graph, with_preprocessing
+from quant.cost import network_cost
+from quant.graph import FloatGraph
+from quant.grouping import group_nodes
+from quant.judge import Judge
+from quant.methods.layerwise_equalise import equalise
+from quant.methods.layerwise_float import RoundedFloat
+from quant.methods.layerwise_paper import (
+    PaperSearch,
+    largest_values,
+    paper_assembler,
+    paper_cost,
+    paper_network,
+)
+from quant.methods.layerwise_round import Calibrator
+from quant.methods.layerwise_search import Evaluations, Price, Search, Space
+from quant.methods.layerwise_walk import Kind
+from quant.methods.result import Result, compare, float_accuracy
+from quant.models import Preprocess
+from quant.plan import Plan
+from quant.progress import Progress, Silent
+from quant.splits import Splits
+from quant.state import SearchState, graph_digest
+
+__all__ = ["LayerwiseMode", "LayerwiseOptions", "layerwise"]
+
+SCORED_MACS = 10**11
+"""Multiply-accumulates of the search images that are judged by default."""
+
+FITTED_MACS = 10**10
+"""Multiply-accumulates of the images to which weights are fitted."""
+
+PROBED_MACS = 2 * 10**10
+"""Multiply-accumulates of the images that sensitivities are measured on."""
+
+FEWEST, MOST_FITTED = 500, 3_000
+
+
+class LayerwiseMode(Enum):
+    """How widths are searched."""
+
+    IMPROVED = "improved"
+    """Integer networks, unsigned behind a ReLU, weights fitted to their formats, gain per bit."""
+    PAPER = "paper"
+    """The paper's formats and walk on the float network with rounded tensors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerwiseOptions:
+    """Parameters of :func:`layerwise`.
+
+    Parameters
+    ----------
+    mode : LayerwiseMode
+    tolerance : float, optional
+        In the paper's mode its T, 0.005: weights may lose so much of the accuracy, activations as
+        much again. In the improved mode the relative drop that is allowed on the search images,
+        0.0065: less than ``max_drop``, because the network is chosen for them.
+    max_drop : float
+        The relative drop that is allowed in the end.
+    images : int, optional
+        Search images that are judged, the first ones. By default all, in the improved mode as many
+        as some 1e11 multiply-accumulates take, at least 500.
+    calibration : int
+        Training images (search images in the paper's mode) that give the ranges of activations.
+    tries : int
+        Improved: networks a bit narrower somewhere that are tried in the end.
+    bias_bits : int
+        Improved: width of the biases.
+    multipliers : bool
+        Improved: whether requantisers may multiply. Scales of weights are then real numbers, one a
+        channel; else they are powers of two where no batch norm brings multipliers.
+    scale_bits : int
+        Improved: most bits of a multiplier, 2 to 24.
+    presume : bool
+        Paper: stop counting, from the images that are hardest for the float network on, where 1,000
+        in a row brought no new miss.
+
+    Raises
+    ------
+    BadInput
+        If a value is out of range.
+    """
+
+    mode: LayerwiseMode = LayerwiseMode.IMPROVED
+    tolerance: float | None = None
+    max_drop: float = 0.01
+    images: int | None = None
+    calibration: int = 250
+    tries: int = 40
+    bias_bits: int = 8
+    multipliers: bool = True
+    scale_bits: int = 10
+    presume: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("tolerance", "max_drop"):
+            value = getattr(self, name)
+            if value is not None and not (isfinite(value) and 0 <= value < 1):
+                raise BadInput(
+                    f"{name} must be a relative drop from 0 to below 1, not {value}; 0.01 is 1 %"
+                )
+        if self.tolerance is None:
+            paper = self.mode is LayerwiseMode.PAPER
+            object.__setattr__(self, "tolerance", 0.005 if paper else min(0.0065, self.max_drop))
+        ranges = {
+            "images": (10, None),
+            "calibration": (1, None),
+            "tries": (0, None),
+            "bias_bits": (2, 16),
+            "scale_bits": (2, 24),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if value is not None and (value < low or (high is not None and value > high)):
+                limits = f"at least {low}" if high is None else f"{low} to {high}"
+                raise BadInput(f"{name} of the layer-wise search must be {limits}, not {value}")
+
+    @property
+    def limit(self) -> float:
+        """``tolerance``, settled."""
+        assert self.tolerance is not None
+        return self.tolerance
+
+    def table(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**asdict(self), "mode": self.mode.value}
+
+
+def layerwise(
+    graph: FloatGraph,
+    *,
+    preprocess: Preprocess,
+    splits: Splits,
+    options: LayerwiseOptions | None = None,
+    seed: int = 0,
+    name: str = "network",
+    progress: Progress | None = None,
+    state: Path | None = None,
+) -> Result:
+    """Search the widths of every layer's weights, biases and activations.
+
+    Parameters
+    ----------
+    graph : FloatGraph
+        Takes preprocessed images.
+    preprocess : Preprocess
+    splits : Splits
+        Training images give ranges and fit weights (improved mode), search images choose.
+    options : LayerwiseOptions, optional
+    seed : int
+        Chooses the positions that weights are fitted to.
+    name : str
+        Of the integer network.
+    progress : Progress, optional
+    state : Path, optional
+        File from which an interrupted search goes on, and to which it is saved.
+
+    Returns
+    -------
+    Result
+        The record holds the widths, the savings against 8 bits everywhere (``cost``), whether the
+        limit was met on the search images (``limit_met``), and if not the best drop reached and the
+        layer that binds (``binding``). The network is the best that was found in either case.
+
+    Raises
+    ------
+    BadInput
+        If the search set is smaller than asked for, or ``state`` is of another search.
+    UnsupportedLayer
+        If a layer has no integer meaning.
+    """
+    options = options or LayerwiseOptions()
+    if options.images is not None and options.images > len(splits.search_images):
+        raise BadInput(
+            f"{options.images} images are to be judged, but the search set has"
+            f" {len(splits.search_images)}; ask for fewer"
+        )
+    whole = with_preprocessing(graph, preprocess)
+    identity = {
+        "method": "layerwise",
+        "options": options.table(),
+        "seed": seed,
+        "graph": graph_digest(whole),
+        "images": splits.digest(),
+    }
+    kept = SearchState(path=state, identity=identity)
+    find = _paper if options.mode is LayerwiseMode.PAPER else _improved
+    network, plan, record = find(whole, splits, options, seed, name, progress or Silent(), kept)
+    record = {
+        "options": options.table(),
+        "seed": seed,
+        "tuned_on_test": splits.tuned_on_test,
+        "cost": network_cost(network).table(),
+        **record,
+    }
+    return compare("layerwise", whole, network, splits, record, plan=plan)
+
+
+def _macs(graph: FloatGraph) -> int:
+    """Multiply-accumulates of one image."""
+    return sum(
+        node.weight[0].size * int(np.prod(graph.shape(node.name))) for node in graph.mac_nodes
+    )
+
+
+def _some(images: NDArray[Any], budget: int, macs: int, most: int | None = None) -> int:
+    """How many images a budget allows."""
+    count = max(FEWEST, budget // macs)
+    return min(len(images), count if most is None else min(count, most))
+
+
+def _paper(
+    graph: FloatGraph,
+    splits: Splits,
+    options: LayerwiseOptions,
+    seed: int,
+    name: str,
+    progress: Progress,
+    kept: SearchState,
+) -> tuple[Network, Plan, dict[str, Any]]:
+    """The paper's search and the integer network of what it chose."""
+    count = options.images or len(splits.search_images)
+    calibration = splits.search_images[: options.calibration]
+    judge = RoundedFloat(
+        graph,
+        group_nodes(graph),
+        splits.search_images[:count],
+        splits.search_labels[:count],
+        presume=options.presume,
+    )
+    search = PaperSearch(
+        judge=judge,
+        layers=tuple(node.name for node in graph.mac_nodes),
+        largest=largest_values(graph, calibration),
+        tolerance=options.limit,
+    )
+    found = kept.load()
+    if found is not None:
+        search.restore(found[0])
+    with progress.steps("layers", len(Kind) * len(search.layers)) as advance:
+        search.run(lambda: kept.save(search.state(), {}), advance)
+    network, plan = paper_network(paper_assembler(graph), search.chosen, calibration, name)
+    drop = search.drop(judge.exact())
+    return (
+        network,
+        plan,
+        {
+            "evaluations": search.evaluations,
+            "history": search.drops,
+            "starts": search.starts,
+            "judged_drop": drop,
+            "paper_cost": paper_cost(graph, search.chosen),
+            **_verdict(drop, options.max_drop, lambda: search.binding()),
+        },
+    )
+
+
+def _verdict(drop: float, limit: float, binding: Any) -> dict[str, Any]:
+    """Whether a limit is met, and which layer binds if not."""
+    met = bool(drop <= limit + 1e-12)
+    return {"limit_met": met, "search_drop": drop} | ({} if met else {"binding": binding()})
+
+
+def _improved(
+    graph: FloatGraph,
+    splits: Splits,
+    options: LayerwiseOptions,
+    seed: int,
+    name: str,
+    progress: Progress,
+    kept: SearchState,
+) -> tuple[Network, Plan, dict[str, Any]]:
+    """The search by gain per bit."""
+    calibration = splits.train_images[: options.calibration]
+    level = equalise(graph, calibration)
+    assembler = Assembler(level, scale_bits=options.scale_bits)
+    space = Space(assembler, observe_graph(level, calibration))
+    macs = _macs(graph)
+    images, labels = splits.search_images, splits.search_labels
+    count = options.images or _some(images, SCORED_MACS, macs)
+    probed = min(count, _some(images, PROBED_MACS, macs))
+    fitted = _some(splits.train_images, FITTED_MACS, macs, MOST_FITTED)
+    found = kept.load()
+    journal: dict[str, list[Any]] = {} if found is None else dict(found[0]["journal"])
+    judge = Judge(images[:count], labels[:count])
+    evaluations = Evaluations(
+        space=space,
+        calibrator=Calibrator(
+            assembler, splits.train_images[:fitted], seed, multipliers=options.multipliers
+        ),
+        judge=judge,
+        probe=Judge(images[:probed], labels[:probed]),
+        journal=journal,
+        save=lambda: kept.save({"journal": journal}, {}),
+        biases=options.bias_bits,
+    )
+    exact = float_accuracy(graph, images[:count], labels[:count])
+    floor = ceil(round((1 - options.limit) * exact * count, 6))
+    price = Price(space)
+    search = Search(
+        evaluations=evaluations,
+        price=price,
+        floor=floor,
+        tries=options.tries,
+    )
+    with progress.steps("networks", search.total) as advance:
+        widths, score, _ = search.run(advance)
+    network, plan = evaluations.network(widths, name)
+    drop = (exact - score.accuracy) / exact if exact else 0.0
+    record = {
+        "evaluations": len(journal),
+        "images_judged": count,
+        "history": search.history,
+        "widths": _table(space, widths.weights, widths.outputs),
+        **_verdict(drop, options.limit, lambda: search.binding(widths)),
+    }
+    return network, plan, record
+
+
+def _table(
+    space: Space, weights: tuple[int, ...], outputs: tuple[int, ...]
+) -> Mapping[str, Mapping[str, int]]:
+    """Widths by layer."""
+    return {
+        "weights": dict(zip(space.layers, weights, strict=True)),
+        "outputs": {" ".join(t): bits for t, bits in zip(space.tensors, outputs, strict=True)},
+    }

@@ -1,0 +1,146 @@
+"""Channels scaled so that one format suits all channels of a tensor, and so that powers of two fit.
+
+A positive factor on a channel of a layer with a ReLU (and of a batch norm behind it) can be taken back
+in the weights of the layers that read it, so the float function stays the same, and the integer network
+needs nothing for it: its scales of activations are in effect real numbers, one a channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from quant import graph as fg
+from quant.formats import Floats
+from quant.grouping import Group, group_nodes
+
+__all__ = ["equalise"]
+
+TARGET_BITS = 4
+"""Width for which a channel's range is chosen."""
+
+SHARE = 0.5
+"""Power of a channel's ideal factor that is applied: the rest would cost the readers' weights more."""
+
+SAMPLES = 20_000
+"""Values of a channel that are looked at."""
+
+SHRINK = tuple(0.94**k for k in range(36))
+"""Ranges that are tried, as parts of the one without saturation."""
+
+_Passes = fg.MaxPool | fg.AvgPool | fg.GlobalMaxPool | fg.GlobalAvgPool | fg.Flatten
+
+
+def equalise(graph: fg.FloatGraph, images: NDArray[np.uint8]) -> fg.FloatGraph:
+    """The same function with channels that have about the same range.
+
+    Parameters
+    ----------
+    graph : FloatGraph
+        Takes raw pixels.
+    images : uint8 array
+        Calibration images ``(N, C, H, W)``.
+    """
+    plans = {}
+    for group in group_nodes(graph):
+        readers = _readers(graph, group)
+        if readers:
+            plans[group.last.name] = (group, readers)
+    values = _values(graph, images, list(plans))
+    changed = {node.name: node for node in graph.nodes}
+    for tensor, (group, readers) in plans.items():
+        _apply(graph, changed, group, readers, _factors(values[tensor]))
+    return replace(graph, nodes=tuple(changed[node.name] for node in graph.nodes))
+
+
+def _readers(graph: fg.FloatGraph, group: Group) -> list[fg.Conv | fg.Linear] | None:
+    """The layers that take a group's channels, at most pooled and flattened; None if others do."""
+    if not isinstance(group.node, fg.Conv | fg.Linear) or group.relu is None:
+        return None
+    if group.affine is None and group.relu.max is not None:
+        return None
+    found: list[fg.Conv | fg.Linear] = []
+    names = [group.last.name]
+    while names:
+        name = names.pop()
+        if name == graph.output:
+            return None
+        for node in graph.consumers(name):
+            if isinstance(node, fg.Conv | fg.Linear):
+                found.append(node)
+            elif isinstance(node, _Passes):
+                names.append(node.name)
+            else:
+                return None
+    return found
+
+
+def _values(
+    graph: fg.FloatGraph, images: NDArray[np.uint8], names: list[str]
+) -> Mapping[str, Floats]:
+    """A sample of each tensor's values, ``(channels, n)``."""
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    for values in graph.activations(torch.tensor(images), dtype=torch.float32, batch_size=50):
+        for name in names:
+            tensor = values[name].flatten(2) if values[name].ndim > 2 else values[name][..., None]
+            rows = tensor.transpose(0, 1).flatten(1)
+            step = max(1, rows.shape[1] * len(images) // (len(values[name]) * SAMPLES))
+            parts[name].append(rows[:, ::step])
+    return {name: torch.cat(part, 1).double().numpy() for name, part in parts.items()}
+
+
+def _factors(values: Floats) -> Floats:
+    """What each channel is divided by, ``(channels,)``: part of its best step over a power of two."""
+    low = -(1 << (TARGET_BITS - 1)) if (values < 0).any() else 0
+    high = (1 << TARGET_BITS) - 1 + low
+    top = np.maximum(values.max(1) / (high + 0.5), 0.0)
+    if low:
+        top = np.maximum(top, values.min(1) / (low - 0.5))
+    dead = top <= 0
+    top = np.where(dead, 1.0, top)
+    best, least = top, np.full(len(top), np.inf)
+    for part in SHRINK:
+        step = (top * part)[:, None]
+        error = np.square(np.clip(np.rint(values / step), low, high) * step - values).sum(1)
+        best = np.where(error < least, top * part, best)
+        least = np.minimum(error, least)
+    middle = 2.0 ** np.rint(np.log2(np.median(best[~dead]))) if (~dead).any() else 1.0
+    return np.asarray(np.where(dead, 1.0, best / middle) ** SHARE)
+
+
+def _apply(
+    graph: fg.FloatGraph,
+    changed: dict[str, fg.Node],
+    group: Group,
+    readers: list[fg.Conv | fg.Linear],
+    factors: Floats,
+) -> None:
+    """Divide a group's channels by factors and multiply what reads them."""
+    if group.affine is not None:
+        affine = changed[group.affine.name]
+        assert isinstance(affine, fg.ChannelAffine)
+        changed[affine.name] = replace(
+            affine, scale=affine.scale / factors, offset=affine.offset / factors
+        )
+    else:
+        node = changed[group.node.name]
+        assert isinstance(node, fg.Conv | fg.Linear)
+        shape = (-1, *[1] * (node.weight.ndim - 1))
+        changed[node.name] = replace(
+            node, weight=node.weight / factors.reshape(shape), bias=node.bias / factors
+        )
+    for reader in readers:
+        node = changed[reader.name]
+        assert isinstance(node, fg.Conv | fg.Linear)
+        if isinstance(node, fg.Linear):
+            each = np.repeat(factors, node.weight.shape[1] // len(factors))
+            changed[node.name] = replace(node, weight=node.weight * each)
+            continue
+        per = node.weight.shape[1]
+        parts = factors.reshape(node.groups, per)
+        rows = np.repeat(parts, node.weight.shape[0] // node.groups, axis=0)
+        changed[node.name] = replace(node, weight=node.weight * rows[:, :, None, None])

@@ -1,0 +1,477 @@
+"""Widths per layer by gain per bit: sensitivities, a Lagrangian path through them, then single steps.
+
+Every network that counts is judged whole, with all of it quantised. Its weights are fitted anew to
+its formats (:mod:`quant.methods.layerwise_round`) before it is judged.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from hwgen.ir import INPUT, Fixed, Network
+from quant import graph as fg
+from quant.assemble import PIXEL, Assembler
+from quant.calibrate import Statistics
+from quant.formats import Calibration, choose_format
+from quant.grouping import never_negative
+from quant.judge import Judge, Score
+from quant.methods.layerwise_round import Calibrator, RoundingProblem
+from quant.plan import Plan
+from quant.progress import Advance
+
+__all__ = ["NARROWEST", "Evaluations", "Price", "Search", "Space", "Widths"]
+
+NARROWEST, WIDEST = 2, 8
+"""Widths in bits that the search chooses from."""
+
+REMEMBERED = 8
+"""Fitted networks kept."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Widths:
+    """Bits of each layer's weights and of each set of tensors that share a format, in order."""
+
+    weights: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    def moved(self, place: int, width: int) -> Widths:
+        """One width changed; outputs are counted after the weights."""
+        if place < len(self.weights):
+            weights = (*self.weights[:place], width, *self.weights[place + 1 :])
+            return replace(self, weights=weights)
+        place -= len(self.weights)
+        return replace(self, outputs=(*self.outputs[:place], width, *self.outputs[place + 1 :]))
+
+    def at(self, place: int) -> int:
+        """The width in a place."""
+        return (*self.weights, *self.outputs)[place]
+
+    @property
+    def places(self) -> int:
+        """How many widths there are."""
+        return len(self.weights) + len(self.outputs)
+
+    def key(self) -> str:
+        """A name for the journal."""
+        return "|".join(",".join(map(str, part)) for part in (self.weights, self.outputs))
+
+
+class Space:
+    """What can be chosen in a network.
+
+    Parameters
+    ----------
+    assembler : Assembler
+    seen : Statistics
+        Values of the float network on calibration images: formats of activations have the least
+        squared error.
+    """
+
+    def __init__(self, assembler: Assembler, seen: Statistics) -> None:
+        self.assembler, self._seen = assembler, seen
+        graph = assembler.graph
+        self.layers = tuple(node.name for node in graph.mac_nodes)
+        pixel = assembler.joint[INPUT]
+        roots: dict[str, list[str]] = {}
+        for group in assembler.makers:
+            if not assembler.hands_out_accumulators(group):
+                roots.setdefault(assembler.joint[group.last.name], []).append(group.node.name)
+        self._pixels = roots.pop(pixel, [])
+        self.tensors = tuple(tuple(makers) for makers in roots.values())
+        self.roots = tuple(roots)
+        self._formats: dict[tuple[int, int], Fixed] = {}
+
+    def label(self, place: int) -> str:
+        """What a place of :class:`Widths` is, in words."""
+        if place < len(self.layers):
+            return f"the weights of {self.layers[place]}"
+        return f"the output of {' and '.join(self.tensors[place - len(self.layers)])}"
+
+    def layer(self, place: int) -> str:
+        """The layer that a place of :class:`Widths` belongs to."""
+        count = len(self.layers)
+        return self.layers[place] if place < count else self.tensors[place - count][0]
+
+    def uniform(self, width: int) -> Widths:
+        """All widths alike."""
+        return Widths((width,) * len(self.layers), (width,) * len(self.tensors))
+
+    def formats(self, widths: Widths) -> dict[str, Fixed]:
+        """Output formats by layer."""
+        out = dict.fromkeys(self._pixels, PIXEL)
+        for index, makers in enumerate(self.tensors):
+            form = self._format(index, widths.outputs[index])
+            out |= dict.fromkeys(makers, form)
+        return out
+
+    def _format(self, index: int, width: int) -> Fixed:
+        key = (index, width)
+        if key not in self._formats:
+            joint, graph = self.assembler.joint, self.assembler.graph
+            tied = [name for name, root in joint.items() if root == self.roots[index]]
+            makers = [g for g in self.assembler.makers if g.last.name in tied]
+            # What a max pool drops needs no good format.
+            tensors = [self._seen.tensors[n] for n in tied if _is_used(graph, n)]
+            self._formats[key] = choose_format(
+                np.concatenate([part for tensor in tensors for part in tensor.parts]),
+                width=width,
+                signed=not all(never_negative(graph, g.last.name) for g in makers),
+                calibration=Calibration.MSE,
+                what=f"the activations of {self.tensors[index][0]}",
+                extremes=(min(t.low for t in tensors), max(t.high for t in tensors)),
+            )
+        return self._formats[key]
+
+
+def _is_used(graph: fg.FloatGraph, name: str) -> bool:
+    """Whether a tensor is read by more than pools that select, or is the output."""
+    readers = graph.consumers(name)
+    return not readers or any(
+        not isinstance(node, fg.MaxPool | fg.GlobalMaxPool | fg.Flatten) for node in readers
+    )
+
+
+class Price:
+    """What widths cost: memory and multiplications as fractions of 8 bits everywhere.
+
+    Parameters
+    ----------
+    space : Space
+    """
+
+    def __init__(self, space: Space) -> None:
+        assembler, graph = space.assembler, space.assembler.graph
+        index = {name: i for i, makers in enumerate(space.tensors) for name in makers}
+        roots = {space.roots[i]: i for i in range(len(space.tensors))}
+        count, outs = len(space.layers), len(space.tensors)
+        self._memory = np.zeros(count + outs)
+        biases = 0
+        self._own: list[tuple[int, int | None, int]] = []
+        self._true: list[tuple[int, int | None, int]] = []
+        for group in assembler.makers:
+            node = group.node
+            size = int(np.prod(graph.shape(node.name)))
+            if node.name in index:
+                self._memory[count + index[node.name]] += size
+            if isinstance(node, fg.Conv | fg.Linear):
+                place = space.layers.index(node.name)
+                self._memory[place] += node.weight.size
+                biases += node.bias.size
+                macs = node.weight[0].size * size
+                source = roots.get(assembler.joint[node.inputs[0]])
+                self._own.append((place, index.get(node.name), macs))
+                self._true.append((place, source, macs))
+        self._whole = 8.0 * (self._memory.sum() + biases)
+        self._work = 64.0 * sum(macs for _, _, macs in self._own)
+
+    def memory(self, widths: Widths) -> float:
+        """Weights and output activations, as a fraction of all at 8 bits."""
+        bits = np.array((*widths.weights, *widths.outputs), dtype=np.float64)
+        return float((self._memory * bits).sum() / self._whole)
+
+    def work(self, widths: Widths, *, own: bool) -> float:
+        """Width of weights times width of outputs (``own``) or inputs times their number."""
+        total = 0
+        for place, tensor, macs in self._own if own else self._true:
+            other = 8 if tensor is None else widths.outputs[tensor]
+            total += widths.weights[place] * other * macs
+        return total / self._work
+
+    def total(self, widths: Widths) -> float:
+        """What the search makes small: twice the memory, and both kinds of multiplication cost."""
+        work = self.work(widths, own=True) + self.work(widths, own=False)
+        return self.memory(widths) + work / 4
+
+
+@dataclass(kw_only=True, eq=False)
+class Evaluations:
+    """Judges networks of given widths, and remembers.
+
+    Parameters
+    ----------
+    space : Space
+    calibrator : Calibrator
+    judge, probe : Judge
+        On the images that decide, and on fewer for sensitivities.
+    journal : dict
+        Scores by key, kept between runs.
+    save : callable
+        Called after every entry.
+    biases : int
+        Bits of biases.
+    """
+
+    space: Space
+    calibrator: Calibrator
+    judge: Judge
+    probe: Judge
+    journal: dict[str, list[Any]]
+    save: Callable[[], object]
+    biases: int = 8
+    _fitted: OrderedDict[str, tuple[Plan, dict[str, RoundingProblem]]] = field(
+        default_factory=OrderedDict
+    )
+
+    def fitted(self, widths: Widths) -> tuple[Plan, dict[str, RoundingProblem]]:
+        """The plan of these widths with weights fitted to them."""
+        key = widths.key()
+        if key not in self._fitted:
+            formats = self.space.formats(widths)
+            bits = dict(zip(self.space.layers, widths.weights, strict=True))
+            self._fitted[key] = self.calibrator.fit(bits, formats, self.biases)
+            while len(self._fitted) > REMEMBERED:
+                self._fitted.popitem(last=False)
+        self._fitted.move_to_end(key)
+        return self._fitted[key]
+
+    def network(self, widths: Widths, name: str = "network") -> tuple[Network, Plan]:
+        """The network of these widths."""
+        plan = self.fitted(widths)[0]
+        return self.space.assembler.assemble(plan, name), plan
+
+    def whole(self, widths: Widths, floor: int) -> Score:
+        """The score of the network of these widths, fitted to them."""
+        key = f"whole {widths.key()} {floor}"
+        return self._known(key, lambda: self.judge.score(self.network(widths)[0], floor=floor))
+
+    def changed(self, widths: Widths, place: int, width: int) -> Score:
+        """The score on the probe images with one width changed and nothing else fitted anew."""
+        key = f"probe {widths.key()} {place} {width}"
+
+        def measure() -> Score:
+            plan, problems = self.fitted(widths)
+            if place < len(widths.weights):
+                layer = self.space.layers[place]
+                plan = plan.with_layers(**{layer: problems[layer].solve(width, self.biases)})
+            else:
+                plan = plan.with_outputs(self.space.formats(widths.moved(place, width)))
+            return self.probe.score(self.space.assembler.assemble(plan))
+
+        return self._known(key, measure)
+
+    def _known(self, key: str, measure: Callable[[], Score]) -> Score:
+        if key not in self.journal:
+            score = measure()
+            self.journal[key] = [score.images, score.correct, score.loss, score.complete]
+            if not score.complete:
+                self.journal[key][2] = None
+            self.save()
+        images, correct, loss, complete = self.journal[key]
+        loss = float("inf") if loss is None else loss
+        return Score(images=images, correct=correct, loss=loss, complete=complete)
+
+
+@dataclass(kw_only=True, eq=False)
+class Search:
+    """Makes the price small while the network stays good enough.
+
+    First the loss that each width adds is measured, one at a time. The widths of least added loss
+    per price form a path; on it the cheapest network that is good enough is found by bisection. From
+    there single bits are taken away, or moved from one place to another, where the measured losses
+    promise most; each network is judged whole.
+
+    Parameters
+    ----------
+    evaluations : Evaluations
+    price : Price
+    floor : int
+        The fewest correct images of the judge's.
+    tries : int
+        Networks that are tried in the end.
+    history : list
+        Receives what was the best so far.
+    """
+
+    evaluations: Evaluations
+    price: Price
+    floor: int
+    tries: int
+    history: list[dict[str, Any]] = field(default_factory=list)
+    done: int = 0
+    _advance: Advance = field(default=lambda done, total, text: None, repr=False)
+
+    @property
+    def total(self) -> int:
+        """About as many networks are judged."""
+        return 2 + BISECTIONS + AHEAD + self.tries
+
+    def run(self, advance: Advance) -> tuple[Widths, Score, bool]:
+        """Widths, their score, and whether it reaches the floor."""
+        self._advance = advance
+        space = self.evaluations.space
+        for width in (CENTRE, WIDEST):
+            best = space.uniform(width)
+            score = self._judge(best)
+            if self._good(score):
+                break
+        else:
+            return best, self.evaluations.whole(best, 0), False
+        table = self._losses(space.uniform(CENTRE))
+        best, score = self._along(self._path(table), best, score)
+        best, score = self._steps(best, score, table)
+        return best, score, True
+
+    def _good(self, score: Score) -> bool:
+        return score.complete and score.correct >= self.floor
+
+    def _judge(self, widths: Widths) -> Score:
+        score = self.evaluations.whole(widths, self.floor)
+        self.done += 1
+        saved = 1 - self.price.memory(widths), 1 - self.price.work(widths, own=True)
+        text = f"{saved[0]:.1%} of memory and {saved[1]:.1%} of multiplication saved"
+        good = self._good(score)
+        verdict = "" if good else ", too inaccurate"
+        self._advance(min(self.done, self.total), self.total, text + verdict)
+        if good:
+            entry = {
+                "evaluation": self.done,
+                "price": self.price.total(widths),
+                "memory_saved": saved[0],
+                "multiplication_saved": saved[1],
+                "accuracy": score.accuracy,
+                "loss": score.loss,
+            }
+            if not self.history or entry["price"] < self.history[-1]["price"]:
+                self.history.append(entry)
+        return score
+
+    def _losses(self, centre: Widths) -> Table:
+        """The loss that each width adds to all others' at the centre's.
+
+        Rounding noise falls with the fourth power of two for each bit; wide widths, whose measured
+        losses are mostly chance, follow this law from the narrower ones.
+        """
+        table = {}
+        for place in range(centre.places):
+            base = self.evaluations.changed(centre, place, centre.at(place)).loss
+            raw = {
+                width: max(self.evaluations.changed(centre, place, width).loss - base, 0.0)
+                for width in range(NARROWEST, MEASURED + 1)
+            }
+            law = float(np.median([raw[w] * 4.0**w for w in range(NARROWEST + 1, MEASURED + 1)]))
+            law = max(law, LEAST)
+            previous = 0.0
+            for width in range(WIDEST, NARROWEST - 1, -1):
+                found = law * 4.0**-width
+                if width <= NARROWEST + 1:
+                    found = max(found, raw[width], previous)
+                table[place, width] = previous = found
+        return table
+
+    def _added(self, widths: Widths, table: Table) -> float:
+        return sum(table[place, widths.at(place)] for place in range(widths.places))
+
+    def _path(self, table: Table) -> list[Widths]:
+        """Networks of least added loss per price, from the dearest to the cheapest."""
+        space = self.evaluations.space
+        found: dict[Widths, float] = {}
+        widths = space.uniform(WIDEST)
+        for weight in np.geomspace(1e-5, 1e3, 200):
+            widths = self._cheapest(widths, table, float(weight))
+            found[widths] = self.price.total(widths)
+        return sorted(found, key=lambda w: (-found[w], w))
+
+    def _cheapest(self, widths: Widths, table: Table, weight: float) -> Widths:
+        """Widths with the least added loss plus ``weight`` times price; place after place."""
+        for _ in range(SWEEPS):
+            before = widths
+            for place in range(widths.places):
+                trials = [widths.moved(place, w) for w in range(NARROWEST, WIDEST + 1)]
+                costs = [
+                    table[place, trial.at(place)] + weight * self.price.total(trial)
+                    for trial in trials
+                ]
+                widths = trials[int(np.argmin(costs))]
+            if widths == before:
+                break
+        return widths
+
+    def _along(self, path: list[Widths], best: Widths, score: Score) -> tuple[Widths, Score]:
+        """The cheapest good network on the path: by bisection, then a few places further."""
+        low, high = -1, len(path)
+        while high - low > 1:
+            middle = (low + high) // 2
+            found = self._judge(path[middle])
+            if self._good(found):
+                low = middle
+                if self.price.total(path[middle]) < self.price.total(best):
+                    best, score = path[middle], found
+            else:
+                high = middle
+        for candidate in path[high + 1 : high + 1 + AHEAD]:
+            found = self._judge(candidate)
+            if self._good(found) and self.price.total(candidate) < self.price.total(best):
+                best, score = candidate, found
+        return best, score
+
+    def _steps(self, best: Widths, score: Score, table: Table) -> tuple[Widths, Score]:
+        """Take single bits away, or move them, in the order of added loss for what they save."""
+        refused: set[Widths] = set()
+        for _ in range(self.tries):
+            moves = [w for w in _moves(best) if w not in refused]
+            price, added = self.price.total(best), self._added(best, table)
+            rated = [
+                ((self._added(w, table) - added) / (price - self.price.total(w)), w)
+                for w in moves
+                if self.price.total(w) < price - WORTH
+            ]
+            if not rated:
+                break
+            candidate = min(rated)[1]
+            found = self._judge(candidate)
+            if self._good(found):
+                best, score = candidate, found
+            else:
+                refused.add(candidate)
+        return best, score
+
+    def binding(self, widths: Widths) -> str:
+        """The layer whose wider formats help most."""
+        evaluations = self.evaluations
+        best = max(
+            range(widths.places),
+            key=lambda place: evaluations.changed(widths, place, widths.at(place) + 2),
+        )
+        return evaluations.space.layer(best)
+
+
+def _moves(widths: Widths) -> list[Widths]:
+    """One bit less in a place, or that and one more in another."""
+    down = [p for p in range(widths.places) if widths.at(p) > NARROWEST]
+    up = [p for p in range(widths.places) if widths.at(p) < WIDEST]
+    single = [widths.moved(p, widths.at(p) - 1) for p in down]
+    both = [
+        widths.moved(p, widths.at(p) - 1).moved(q, widths.at(q) + 1)
+        for p in down
+        for q in up
+        if p != q
+    ]
+    return single + both
+
+
+Table = Mapping[tuple[int, int], float]
+"""Added loss by place and width."""
+
+CENTRE = 6
+"""Width of everything else where the loss that one width adds is measured."""
+
+MEASURED = 5
+"""Widest width that is measured."""
+
+LEAST = 1e-3
+"""Least factor of the law of added losses, so that no place seems free."""
+
+WORTH = 5e-4
+"""Price that a step must save."""
+
+BISECTIONS, AHEAD = 6, 3
+"""Networks judged on the path: about so many by bisection, so many beyond."""
+
+SWEEPS = 10
+"""Rounds over all places until the widths of a weight on the path stand still."""
