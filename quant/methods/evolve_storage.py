@@ -96,16 +96,6 @@ class PatientStorage(RDBStorage):
                 lambda: RDBStorage.__init__(self, url, engine_kwargs=options, **arguments), "open"
             )
 
-    def create_new_trial(
-        self, study_id: int, template_trial: optuna.trial.FrozenTrial | None = None
-    ) -> int:
-        """A new trial, with a sign of life at once: its worker may die in the next moment."""
-        trial = super().create_new_trial(study_id, template_trial)
-        if template_trial is None:
-            with suppress(*_TROUBLE):
-                self.record_heartbeat(trial)
-        return trial
-
     def _check_file(self) -> None:
         if self._path is None:
             return
@@ -164,11 +154,9 @@ def _patient(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _PLAIN = ("remove_session", "get_heartbeat_interval", "get_heartbeat_stale_trial_callback")
-for _name, _method in {**vars(RDBStorage), **vars(PatientStorage)}.items():
-    _own = _name in vars(PatientStorage) and _name != "create_new_trial"
-    if isinstance(_method, FunctionType) and not (
-        _own or _name.startswith("__") or _name in _PLAIN
-    ):
+for _name, _method in vars(RDBStorage).items():
+    _plain = _name.startswith("__") or _name in _PLAIN
+    if isinstance(_method, FunctionType) and not _plain:
         setattr(PatientStorage, _name, _patient(_name, _method))
 
 
