@@ -9,12 +9,15 @@ workers share.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -145,6 +148,14 @@ def _points(space: Space, sampler: Sampler) -> list[dict[str, Any]]:
     return starting_points(space) if sampler is Sampler.NSGA2 else uniform_points(space)
 
 
+def _digest(*arrays: NDArray[Any]) -> str:
+    """sha256 of arrays' values."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
+
+
 def _survivors(count: int) -> int:
     """How many of a round are in the next."""
     return max(1, round(count / 3))
@@ -219,7 +230,7 @@ class _Search:
                 "seed": self.seed,
                 "network": graph_digest(self.whole),
                 "search images": self.splits.digest(),
-                "training images": len(self.splits.train_images),
+                "training images": _digest(self.splits.train_images, self.splits.train_labels),
             },
             objectives=len(self.objectives),
             sampler=self.sampler,

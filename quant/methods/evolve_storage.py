@@ -209,7 +209,13 @@ def open_study(
             _publish(storage, name, wanted, objectives, patience)
         _check_file(storage, name, wanted)
         url = f"sqlite:///file:{_quoted(storage)}?mode=rw&uri=true"
-        found = PatientStorage(url, path=storage, patience=patience)
+        try:
+            found = PatientStorage(url, path=storage, patience=patience)
+        except RuntimeError as error:  # changes nothing
+            raise BadInput(
+                f"{storage} was written by another version of Optuna ({error}); go on with that"
+                " version, or name another file"
+            ) from error
         return optuna.load_study(storage=found, **common)
     with _explained(storage):
         found = PatientStorage(storage, patience=patience)
@@ -294,7 +300,6 @@ def _check_file(path: Path, name: str, wanted: Mapping[str, Any]) -> None:
                 " WHERE key = ? AND study_name = ?",
                 (IDENTITY, name),
             ).fetchone()
-            version = file.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.Error as error:
         raise BadInput(
             f"{path} is no study of this method ({error}); give another path, or delete it"
@@ -304,24 +309,7 @@ def _check_file(path: Path, name: str, wanted: Mapping[str, Any]) -> None:
             f"{path} holds the study {', '.join(map(repr, studies)) or 'of nothing'}, not {name!r}"
             " alone; name another file"
         )
-    head = _head_version()
-    if version is None or version[0] != head:
-        raise BadInput(
-            f"{path} was written by another version of Optuna (tables {version and version[0]},"
-            f" this one has {head}); go on with that version, or name another file"
-        )
     _compare(str(path), json.loads(found[0]) if found else None, wanted)
-
-
-def _head_version() -> str:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        storage = RDBStorage("sqlite://")
-        try:
-            return storage.get_head_version()
-        finally:
-            storage.remove_session()
-            storage.engine.dispose()
 
 
 def _compare(title: str, found: Any, wanted: Mapping[str, Any]) -> None:
