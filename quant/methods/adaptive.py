@@ -8,9 +8,7 @@ from the genes by least squares, so that the search has only the nonlinear part 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from enum import Enum
-from operator import index
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,151 +23,26 @@ from quant.config import LayerBits, QuantConfig
 from quant.formats import Floats
 from quant.graph import FloatGraph
 from quant.judge import Judge, Score
+from quant.methods.adaptive_forward import Forward
 from quant.methods.adaptive_genes import Form, Genome, Start
+from quant.methods.adaptive_options import ALONE, STARTS, AdaptiveOptions, Control
 from quant.methods.adaptive_strategy import RandomSearch, Strategy
 from quant.methods.linear import CALIBRATION_IMAGES
 from quant.methods.result import Result, compare
 from quant.models import Preprocess
 from quant.plan import Plan
 from quant.progress import Progress, Silent
-from quant.splits import FEWEST, Splits
+from quant.splits import Splits
 from quant.state import SearchState, graph_digest
 
-__all__ = ["AdaptiveOptions", "Control", "Form", "Start", "adaptive"]
+__all__ = ["AdaptiveOptions", "Control", "Form", "adaptive"]
 
 
-class Control(Enum):
-    """What the evolution strategy is measured against, at the same number of evaluations.
+FINALISTS = 8
+"""Best networks of a search that are compared on all search images at its end."""
 
-    The first evaluation of all but :attr:`RANDOM` is the quantiser of that name, the others are
-    samples around it: with ``evaluations=1`` it is the plain quantiser.
-    """
-
-    LINEAR = "linear"
-    """Uniform levels over the range without saturation."""
-    MSE = "mse"
-    """Uniform levels, the clip bounds of the least squared error of weights and of biases."""
-    LLOYD = "lloyd"
-    """A codebook of Lloyd-Max levels."""
-    RANDOM = "random"
-    """Samples around the best of the strategy's own starts, with the strategy's first steps."""
-
-
-STARTS: Mapping[Form, tuple[Start, ...]] = {
-    Form.CLIP: (Start.OUTPUT, Start.MSE, Start.LINEAR),
-    Form.CODEBOOK: (
-        *(Start.OUTPUT, Start.LLOYD, Start.KMEANS, Start.WEIGHTED, Start.MSE),
-        Start.LINEAR,
-    ),
-}
-"""What the search begins with, by form; all are evaluated."""
-
-ALONE: Mapping[Control, tuple[Form, Start]] = {
-    Control.LINEAR: (Form.CLIP, Start.LINEAR),
-    Control.MSE: (Form.CLIP, Start.MSE),
-    Control.LLOYD: (Form.CODEBOOK, Start.LLOYD),
-}
-"""Controls that begin with one quantiser: its form and itself."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdaptiveOptions:
-    """What adaptive quantisation is asked to do.
-
-    Parameters
-    ----------
-    bits : int
-        Width of all weights as they are stored and of all biases, 2 to 8.
-    form : Form
-        What evolves. Controls of one form only go their own way.
-    entry_bits : int
-        Width of a codebook's entries, ``bits`` to 16.
-    evaluations : int
-        Networks that are tried on the search set, the known quantisers at the start included.
-    activation_bits : int
-        Width of the activations, 2 to 16: of the baseline's formats, which stay.
-    parents, offspring : int
-        mu and lambda of the evolution strategy, ``1 <= mu < lambda``.
-    step : float
-        First standard deviation of a gene; 1 is about the width of a bin.
-    images : int, optional
-        Search images that the search looks at, the first ones; all by default.
-    correct_biases : bool
-        Whether biases make up for the mean error that the weights cause on calibration images, in
-        the candidates and in all controls.
-    control : Control, optional
-        Instead of the evolution strategy.
-
-    Raises
-    ------
-    BadInput
-        If a value is out of range.
-    """
-
-    bits: int = 4
-    form: Form = Form.CLIP
-    entry_bits: int = 8
-    evaluations: int = 400
-    activation_bits: int = 8
-    parents: int = 4
-    offspring: int = 12
-    step: float = 0.15
-    images: int | None = None
-    correct_biases: bool = True
-    control: Control | None = None
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("bits", 2, 8),
-            ("entry_bits", 2, 16),
-            ("activation_bits", 2, 16),
-            ("evaluations", 1, None),
-            ("parents", 1, None),
-            ("offspring", 2, None),
-        ):
-            object.__setattr__(self, name, _whole(name, getattr(self, name), low, high))
-        if self.images is not None:
-            object.__setattr__(self, "images", _whole("images", self.images, FEWEST, None))
-        if self.entry_bits < self.bits:
-            raise BadInput(
-                f"entry_bits must be at least bits, {self.bits}, not {self.entry_bits}: a codebook's"
-                f" entries must not be narrower than what is stored; give entry_bits={self.bits}"
-            )
-        if self.parents >= self.offspring:
-            raise BadInput(
-                f"there must be fewer parents than offspring, {self.offspring}, not {self.parents};"
-                f" give parents={max(1, self.offspring // 3)}"
-            )
-        if not 0 < self.step <= 10:
-            raise BadInput(f"step must be above 0 and at most 10, not {self.step}; try 0.15")
-        for name, kind in (("form", Form), ("control", Control)):
-            value = getattr(self, name)
-            if not isinstance(value, kind) and not (name == "control" and value is None):
-                known = ", ".join(f"{kind.__name__}.{k.name}" for k in kind)
-                raise BadInput(f"{name} must be one of {known}, not {value!r}")
-
-    def record(self) -> dict[str, Any]:
-        """The options as JSON values."""
-        values = asdict(self)
-        return {k: v.value if isinstance(v, Enum) else v for k, v in values.items()}
-
-
-def _whole(name: str, value: object, low: int, high: int | None) -> int:
-    """A whole number in range.
-
-    Raises
-    ------
-    BadInput
-        If it is none.
-    """
-    wanted = f"at least {low}" if high is None else f"from {low} to {high}"
-    try:
-        number = index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = low - 1
-    if isinstance(value, bool) or number < low or (high is not None and number > high):
-        raise BadInput(f"{name} must be a whole number {wanted}, not {value!r}; change it")
-    return number
+CORRECTION_IMAGES = 100
+"""Calibration images whose mean errors the biases make up for, in every candidate."""
 
 
 class Search(Protocol):
@@ -192,46 +65,60 @@ class Search(Protocol):
 class _Run:
     """A search under way.
 
-    ``history`` holds the best so far whenever it changed: evaluations, accuracy and loss.
+    ``kept`` holds the best networks so far with their genes, best first; ``history`` the best so
+    far whenever it changed: evaluations, accuracy and loss.
     """
 
     genome: Genome
     assembler: Assembler
     judge: Judge
     evaluations: int = 0
-    score: Score | None = None
-    best: Floats = field(default_factory=lambda: np.zeros(0))
+    kept: list[tuple[Score, Floats]] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
 
+    @property
+    def score(self) -> Score:
+        """Of the best network so far."""
+        return self.kept[0][0]
+
     def rank(self, generation: Sequence[Floats]) -> tuple[list[int], list[Score]]:
-        """Evaluate genes: their places, best first, and their scores; the best is kept."""
+        """Evaluate genes: their places, best first, and their scores; the best are kept."""
         scores = []
         for genes in generation:
-            network = self.assembler.assemble(self.genome.plan(genes))
-            score = self.judge.score(network)
+            score = self.judge.score(self.assembler.assemble(self.genome.plan(genes)))
             scores.append(score)
             self.evaluations += 1
-            if self.score is None or score > self.score:
-                self.score, self.best = score, genes.copy()
+            if not self.kept or score > self.score:
                 self.history.append({"evaluations": self.evaluations, **_score(score)})
+            if all(score != other for other, _ in self.kept):  # else most likely the same network
+                self.kept = _sorted([*self.kept, (score, genes.copy())])[:FINALISTS]
         # Of equals the earlier one is first.
         order = sorted(range(len(scores)), key=lambda i: scores[i], reverse=True)
         return order, scores
 
-    def record(self) -> dict[str, Any]:
-        """What :meth:`restore` needs besides the best genes, as JSON values."""
-        assert self.score is not None
-        score = {
-            "images": self.score.images,
-            "correct": self.score.correct,
-            "loss": self.score.loss,
-        }
-        return {"evaluations": self.evaluations, "history": self.history, "score": score}
+    def choose(self, judge: Judge) -> tuple[Floats, Score]:
+        """The best of the kept ones on more images, and its score there."""
+        scored = [
+            (judge.score(self.assembler.assemble(self.genome.plan(genes))), genes)
+            for _, genes in self.kept
+        ]
+        score, genes = _sorted(scored)[0]
+        return genes, score
 
-    def restore(self, record: Mapping[str, Any], best: Floats) -> None:
+    def record(self) -> dict[str, Any]:
+        """What :meth:`restore` needs besides the genes of the best, as JSON values."""
+        scores = [{"images": s.images, "correct": s.correct, "loss": s.loss} for s, _ in self.kept]
+        return {"evaluations": self.evaluations, "history": self.history, "scores": scores}
+
+    def restore(self, record: Mapping[str, Any], kept: Floats) -> None:
         """Go on where another left off."""
         self.evaluations, self.history = record["evaluations"], list(record["history"])
-        self.score, self.best = Score(**record["score"]), best
+        self.kept = [(Score(**s), g) for s, g in zip(record["scores"], kept, strict=True)]
+
+
+def _sorted(scored: list[tuple[Score, Floats]]) -> list[tuple[Score, Floats]]:
+    """Best first; of equals the earlier one."""
+    return sorted(scored, key=lambda entry: entry[0], reverse=True)
 
 
 def _score(score: Score) -> dict[str, float]:
@@ -252,7 +139,9 @@ def adaptive(
     """Quantise weights and biases to a fixed width by an evolution strategy, or by a control.
 
     Candidates are ranked by their accuracy on the search set, equals by cross-entropy. The search
-    starts from known quantisers, which are evaluated first; the best network of all is the result.
+    starts from known quantisers, which are evaluated first. The eight best networks of all are
+    compared on the whole search set, where the search looked at a part of it, and the best of them
+    is the result.
 
     Parameters
     ----------
@@ -305,16 +194,19 @@ def adaptive(
         },
     )
     record = _search(run, options, seed, saved, progress or Silent())
-    plan = genome.plan(run.best)
+    genes, chosen = run.choose(Judge(splits.search_images, splits.search_labels))
+    plan = genome.plan(genes)
     network = assembler.assemble(plan, name)
     record |= {
         "options": options.record(),
         "seed": seed,
         "searched_images": images,
         "evaluations": run.evaluations,
-        "best": _score(run.score) if run.score else None,
+        "best": _score(run.score),
+        "finalists": len(run.kept),
+        "chosen": _score(chosen),
         "history": run.history,
-        "genes": len(run.best),
+        "genes": len(genes),
         "layers": _layers(plan),
     }
     return compare("adaptive", whole, network, splits, record, plan=plan)
@@ -358,8 +250,13 @@ def _genome(assembler: Assembler, splits: Splits, options: AdaptiveOptions) -> G
     sources = {
         node.name: formats[assembler.joint[node.inputs[0]]] for node in assembler.graph.mac_nodes
     }
+    forward = Forward(
+        assembler=assembler,
+        images=splits.search_images[:CORRECTION_IMAGES],
+        outputs=base.outputs,
+    )
     return Genome.of(
-        base,
+        forward,
         sources,
         seen.layers,
         form=_begin(options)[0],
@@ -385,16 +282,16 @@ def _search(
             search = _searcher(run, options)
         else:
             record, arrays = found
-            run.restore(record["run"], arrays.pop("best"))
+            run.restore(record["run"], arrays.pop("kept"))
             search = _searcher(run, options)
             search.restore(arrays)
             reached, rng.bit_generator.state = record["starts"], record["rng"]
         while True:
             state = {"starts": reached, "run": run.record(), "rng": rng.bit_generator.state}
-            saved.save(state, {"best": run.best, **search.arrays()})
-            best = run.score
-            assert best is not None
-            advance(run.evaluations, budget, f"{best.accuracy:.2%}, loss {best.loss:.4f}")
+            kept = np.array([genes for _, genes in run.kept])
+            saved.save(state, {"kept": kept, **search.arrays()})
+            text = f"{run.score.accuracy:.2%}, loss {run.score.loss:.4f}"
+            advance(run.evaluations, budget, text)
             if run.evaluations >= budget:
                 break
             order, _ = run.rank(search.ask(rng)[: budget - run.evaluations])
@@ -404,10 +301,11 @@ def _search(
 
 def _searcher(run: _Run, options: AdaptiveOptions) -> Search:
     """What proposes candidates, from the best start."""
+    best = run.kept[0][1]
     if options.control is not None:
-        return RandomSearch(mean=run.best, offspring=options.offspring, step=options.step)
+        return RandomSearch(mean=best, offspring=options.offspring, step=options.step)
     return Strategy(
-        mean=run.best,
+        mean=best,
         sets=run.genome.sets,
         parents=options.parents,
         offspring=options.offspring,

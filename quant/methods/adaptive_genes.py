@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
 
@@ -27,7 +27,8 @@ from quant.codebooks import (
     spread_levels,
     uniform_codes,
 )
-from quant.formats import Calibration, Floats, choose_format
+from quant.formats import Calibration, Floats, choose_format, decode, quantize_to
+from quant.methods.adaptive_forward import Forward
 from quant.methods.adaptive_moments import LayerMoments, moments
 from quant.plan import LayerPlan, Plan, tensor_scale
 
@@ -85,6 +86,11 @@ class Coded:
     step: float
     width: int
     codebook: tuple[int, ...] | None = None
+
+    @property
+    def weights(self) -> Floats:
+        """What the codes stand for."""
+        return np.asarray(self.codes * self.step, dtype=np.float64)
 
 
 class Coder(Protocol):
@@ -216,64 +222,32 @@ class Layer:
 
     coder: Coder
     node: fg.Conv | fg.Linear
-    seen: LayerMoments
     bits: int
     source_frac: int
-    correct: bool
 
     @property
     def size(self) -> int:
         return self.coder.size + 1
 
-    def _values(self, coded: Coded) -> Floats:
-        """Real biases: with the mean error that the weights cause on the calibration images."""
-        if not self.correct:
-            return self.node.bias
-        return self.node.bias - self.seen.mean_output(coded.codes * coded.step - self.node.weight)
-
-    def _bias_step(self, values: Floats, step: float, calibration: Calibration) -> float:
-        unit = float(np.ldexp(step, -self.source_frac))
-        return (
-            unit
-            * choose_format(
-                values / unit,
-                width=self.bits,
-                signed=True,
-                calibration=calibration,
-                what=f"the biases of layer {self.node.name}",
-                finest=0,
-            ).scale
+    def bias_form(self, values: Floats, coded: Coded, calibration: Calibration) -> Fixed:
+        """The format of biases in units of the accumulator's step."""
+        return choose_format(
+            values / self.unit(coded),
+            width=self.bits,
+            signed=True,
+            calibration=calibration,
+            what=f"the biases of layer {self.node.name}",
+            finest=0,
         )
 
-    def start(self, kind: Start) -> Floats:
-        """Genes ``(size,)`` of a known quantiser, its biases treated like its weights."""
-        genes = self.coder.start(kind)
-        relative = 0.0
-        coded = self.coder.weights(genes)
-        values = self._values(coded)
-        if kind is Start.LINEAR and values.any():
-            widest = self._bias_step(values, coded.step, Calibration.MAX)
-            best = self._bias_step(values, coded.step, Calibration.MSE)
-            relative = float(np.log2(widest / best))
-        return np.append(genes, 2 * relative)
+    def unit(self, coded: Coded) -> float:
+        """What 1 in the accumulator stands for."""
+        return float(np.ldexp(coded.step, -self.source_frac))
 
-    def plan(self, genes: Floats) -> LayerPlan:
-        """The constants of genes ``(size,)``."""
-        coded = self.coder.weights(genes[:-1])
-        values = self._values(coded)
-        step = None
-        if values.any():
-            best = self._bias_step(values, coded.step, Calibration.MSE)
-            step = best * 2.0 ** np.floor(genes[-1] / 2 + 0.5)
-        return LayerPlan(
-            codes=coded.codes,
-            width=coded.width,
-            scale=tensor_scale(coded.step),
-            bias=values,
-            bias_width=self.bits,
-            bias_step=None if step is None else float(step),
-            codebook=coded.codebook,
-        )
+    def shifted(self, values: Floats, coded: Coded, gene: float) -> Fixed:
+        """The format of biases that a gene stands for."""
+        best = self.bias_form(values, coded, Calibration.MSE)
+        return replace(best, frac=min(0, best.frac - int(np.floor(gene / 2 + 0.5))))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -283,12 +257,17 @@ class Genome:
     Parameters
     ----------
     layers : mapping of str to Layer
-    base : Plan
-        Formats of the activations.
+    forward : Forward
+    outputs : mapping of str to Fixed
+        Formats of the activations: see :class:`quant.plan.Plan`.
+    correct : bool
+        Whether biases make up for the mean errors of the layers so far.
     """
 
     layers: Mapping[str, Layer]
-    base: Plan
+    forward: Forward
+    outputs: Mapping[str, Fixed]
+    correct: bool
 
     @property
     def sets(self) -> NDArray[np.int64]:
@@ -299,21 +278,67 @@ class Genome:
         return np.array(parts, dtype=np.int64)
 
     def start(self, kind: Start) -> Floats:
-        """Genes ``(n,)`` of a known quantiser in every layer."""
-        return np.concatenate([layer.start(kind) for layer in self.layers.values()])
+        """Genes ``(n,)`` of a known quantiser in every layer, biases treated like weights."""
+        genes = {name: layer.coder.start(kind) for name, layer in self.layers.items()}
+        coded = {name: self.layers[name].coder.weights(part) for name, part in genes.items()}
+        bias = dict.fromkeys(genes, 0.0)
+
+        def form(name: str, values: Floats) -> Fixed:
+            best = self.layers[name].bias_form(values, coded[name], Calibration.MSE)
+            if kind is not Start.LINEAR:
+                return best
+            widest = self.layers[name].bias_form(values, coded[name], Calibration.MAX)
+            bias[name] = 2.0 * (best.frac - widest.frac)
+            return widest
+
+        self._plan(coded, form)
+        return np.concatenate([np.append(part, bias[name]) for name, part in genes.items()])
 
     def plan(self, genes: Floats) -> Plan:
         """What genes ``(n,)`` stand for."""
-        plans, begin = {}, 0
+        coded, last, begin = {}, {}, 0
         for name, layer in self.layers.items():
-            plans[name] = layer.plan(genes[begin : begin + layer.size])
+            part = genes[begin : begin + layer.size]
+            coded[name], last[name] = layer.coder.weights(part[:-1]), float(part[-1])
             begin += layer.size
-        return Plan(layers=plans, outputs=self.base.outputs)
+
+        def form(name: str, values: Floats) -> Fixed:
+            return self.layers[name].shifted(values, coded[name], last[name])
+
+        return self._plan(coded, form)
+
+    def _plan(self, coded: Mapping[str, Coded], form_of: Callable[[str, Floats], Fixed]) -> Plan:
+        """The plan of weights, its biases in formats that ``form_of`` gives of their values."""
+        plans: dict[str, LayerPlan] = {}
+
+        def bias_of(name: str, wanted: Floats) -> Floats:
+            layer, part = self.layers[name], coded[name]
+            values = wanted if self.correct else layer.node.bias
+            unit, step, rounded = layer.unit(part), None, values
+            if values.any():
+                form = form_of(name, values)
+                step = unit * form.scale
+                rounded = decode(quantize_to(values / unit, form), form) * unit
+            plans[name] = LayerPlan(
+                codes=part.codes,
+                width=part.width,
+                scale=tensor_scale(part.step),
+                bias=values,
+                bias_width=layer.bits,
+                bias_step=step,
+                codebook=part.codebook,
+            )
+            return rounded
+
+        self.forward.correct(
+            {name: part.codes * part.step for name, part in coded.items()}, bias_of
+        )
+        return Plan(layers=plans, outputs=self.outputs)
 
     @classmethod
     def of(
         cls,
-        base: Plan,
+        forward: Forward,
         sources: Mapping[str, Fixed],
         inputs: Mapping[str, LayerInputs],
         *,
@@ -321,14 +346,14 @@ class Genome:
         bits: int,
         entry_bits: int,
         correct: bool,
-        fitted: bool = True,
+        fitted: bool,
     ) -> Genome:
         """The genome of a network.
 
         Parameters
         ----------
-        base : Plan
-            Of the baseline: its formats of activations stay.
+        forward : Forward
+            With the formats of the activations, which stay.
         sources : mapping of str to Fixed
             Format of each layer's input.
         inputs : mapping of str to LayerInputs
@@ -337,6 +362,8 @@ class Genome:
         bits, entry_bits : int
         correct : bool
             Whether biases make up for the mean error of the weights.
+        fitted : bool
+            Whether levels of codebooks are fitted to the layer's outputs; else they are means.
         """
         layers = {}
         for name, seen_inputs in inputs.items():
@@ -346,12 +373,5 @@ class Genome:
                 if form is Form.CLIP
                 else Codebook(node=node, bits=bits, entry_bits=entry_bits, fitted=fitted, seen=seen)
             )
-            layers[name] = Layer(
-                coder=coder,
-                node=node,
-                seen=seen,
-                bits=bits,
-                source_frac=sources[name].frac,
-                correct=correct,
-            )
-        return cls(layers=layers, base=base)
+            layers[name] = Layer(coder=coder, node=node, bits=bits, source_frac=sources[name].frac)
+        return cls(layers=layers, forward=forward, outputs=forward.outputs, correct=correct)

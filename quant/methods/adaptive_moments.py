@@ -1,4 +1,4 @@
-"""What calibration tells adaptive quantisation of a layer's inputs: mean and covariance."""
+"""What calibration tells adaptive quantisation of a layer's inputs: how they vary together."""
 
 from __future__ import annotations
 
@@ -32,10 +32,8 @@ class LayerMoments:
 
     Parameters
     ----------
-    mean : float64 array
-        ``(groups, 1, taps)``, taps being ``in / groups * rows * columns``.
     covariance : float64 array
-        ``(groups, taps, taps)``.
+        ``(groups, taps, taps)``, taps being ``in / groups * rows * columns``.
     importance : float64 array
         Diagonal of the covariance, positive, in the shape of the weights.
     basis : float32 array
@@ -45,19 +43,13 @@ class LayerMoments:
         In the shape of the weights, not negative.
     """
 
-    mean: Floats = field(repr=False)
     covariance: Floats = field(repr=False)
     importance: Floats = field(repr=False)
     basis: NDArray[np.float32] = field(repr=False)
     rest: Floats = field(repr=False)
 
     def _grouped(self, weights: NDArray[Any]) -> NDArray[Any]:
-        return weights.reshape(len(self.mean), -1, self.mean.shape[2])
-
-    def mean_output(self, weights: Floats) -> Floats:
-        """Mean output ``(out,)`` of a layer of these weights without its bias."""
-        mean: Floats = (self._grouped(weights) * self.mean).sum(2).reshape(-1)
-        return mean
+        return weights.reshape(len(self.covariance), -1, self.covariance.shape[2])
 
     def variance(self, weights: Floats) -> float:
         """Variance of the outputs of a layer of these weights, summed over channels."""
@@ -105,13 +97,11 @@ class LayerMoments:
 
 
 def moments(inputs: LayerInputs) -> LayerMoments:
-    """The moments of a layer's inputs: the mean over all images, the covariance from a sample."""
+    """The moments of a layer's inputs, from a sample."""
     node = inputs.node
-    assert isinstance(inputs.total, torch.Tensor)
     groups = getattr(node, "groups", 1)
-    mean = _patches(node, inputs.total / inputs.count).mean((0, 3)).numpy()
     rows = _patches(node, torch.cat(inputs.kept)).permute(1, 2, 0, 3)
-    sample = rows.reshape(groups, mean.shape[1], -1)
+    sample = rows.reshape(groups, rows.shape[1], -1)
     sample = sample[:, :, :: max(1, sample.shape[2] // ROWS)]
     centred = (sample - sample.mean(2, keepdim=True)).numpy()
     covariance = centred @ centred.transpose(0, 2, 1) / centred.shape[2]
@@ -128,7 +118,6 @@ def moments(inputs: LayerInputs) -> LayerMoments:
         return full
 
     return LayerMoments(
-        mean=mean.reshape(groups, 1, -1),
         covariance=covariance,
         importance=spread(power + floor),
         basis=basis.astype(np.float32),

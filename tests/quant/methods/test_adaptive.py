@@ -18,7 +18,8 @@ from hwgen.flow.model import Model, load_model
 from hwgen.ir import MacOp, Network
 from quant.datasets import load_dataset
 from quant.judge import Judge
-from quant.methods.adaptive import ALONE, STARTS, AdaptiveOptions, Control, Form, adaptive
+from quant.methods.adaptive import AdaptiveOptions, Control, Form, adaptive
+from quant.methods.adaptive_options import ALONE, STARTS
 from quant.methods.adaptive_strategy import RandomSearch, Strategy
 from quant.methods.result import Result
 from quant.progress import Advance
@@ -62,9 +63,11 @@ def test_the_best_of_all_is_kept(clipped: Result, coded: Result) -> None:
     for result, form in ((clipped, Form.CLIP), (coded, Form.CODEBOOK)):
         record = result.record
         assert set(record["starts"]) == {start.value for start in STARTS[form]}
-        judge = Judge(splits.search_images[:150], splits.search_labels[:150])
-        score = judge.score(result.network)
-        assert record["best"] == {"accuracy": score.accuracy, "loss": score.loss}
+        score = Judge(splits.search_images, splits.search_labels).score(result.network)
+        assert record["chosen"] == {"accuracy": score.accuracy, "loss": score.loss}
+        assert record["finalists"] == 8
+        part = Judge(splits.search_images[:150], splits.search_labels[:150]).score(result.network)
+        assert part.accuracy <= record["best"]["accuracy"]
         reached = [(p["accuracy"], -p["loss"]) for p in record["history"]]
         assert reached == sorted(set(reached))
         starts = [(p["accuracy"], -p["loss"]) for p in record["starts"].values()]
