@@ -68,8 +68,7 @@ class PaperSearch:
         """The layer whose choice came closest to its limit, or went furthest above it."""
 
         def excess(entry: Mapping[str, Any]) -> float:
-            drop = entry["drop"]
-            return float("inf") if drop is None else float(drop - entry["allowed"])
+            return float(entry["drop"] - entry["allowed"])
 
         return str(max(self.drops, key=excess)["layer"])
 

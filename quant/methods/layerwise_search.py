@@ -305,13 +305,15 @@ class Search:
         """Widths, their score, and whether it reaches the floor."""
         self._advance = advance
         space = self.evaluations.space
-        for width in (CENTRE, WIDEST):
-            best = space.uniform(width)
+        plain = [space.uniform(width) for width in (CENTRE, WIDEST)]
+        for best in plain:
             score = self._judge(best)
             if self._good(score):
                 break
         else:
-            return best, self.evaluations.whole(best, 0), False
+            scores = [self.evaluations.whole(widths, 0) for widths in plain]
+            score = max(scores)
+            return plain[scores.index(score)], score, False
         table = self._losses(space.uniform(CENTRE))
         best, score = self._along(self._path(table), best, score)
         best, score = self._steps(best, score, table)

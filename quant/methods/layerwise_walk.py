@@ -129,13 +129,13 @@ Trial = Callable[[Symmetric, float], float | None]
 """``trial(form, limit)``: the relative drop with one tensor in a format, None where above the limit."""
 
 
-def walk(trial: Trial, start: Symmetric, limit: float) -> tuple[Symmetric, float | None]:
+def walk(trial: Trial, start: Symmetric, limit: float) -> tuple[Symmetric, float]:
     """Choose the format of one tensor.
 
     Parameters
     ----------
     trial : callable
-        See :data:`Trial`.
+        See :data:`Trial`; with the limit 1 it always gives a drop.
     start : Symmetric
     limit : float
         The relative drop that is allowed.
@@ -143,8 +143,8 @@ def walk(trial: Trial, start: Symmetric, limit: float) -> tuple[Symmetric, float
     Returns
     -------
     Symmetric
-    float or None
-        Its relative drop; None where even the start is above the limit and nothing is better.
+    float
+        Its relative drop: above the limit only where all that was tried is.
     """
     best, drop = start, None
     while best.width > 1:  # width and fraction together, one step over a bump
@@ -163,13 +163,12 @@ def walk(trial: Trial, start: Symmetric, limit: float) -> tuple[Symmetric, float
             break
         best, drop = candidate, found
     if drop is None:
-        drop = trial(best, limit)
+        drop = trial(best, 1.0)
+        assert drop is not None
     return neighbourhood(trial, best, drop)
 
 
-def neighbourhood(
-    trial: Trial, centre: Symmetric, drop: float | None
-) -> tuple[Symmetric, float | None]:
+def neighbourhood(trial: Trial, centre: Symmetric, drop: float) -> tuple[Symmetric, float]:
     """The best of the formats within one bit of width and fraction.
 
     The one of the least drop wins if it is not wider than the centre, or better by 0.0015.
@@ -179,9 +178,9 @@ def neighbourhood(
         for frac in (-1, 0, 1):
             if centre.width + width < 1 or (width, frac) == (0, 0):
                 continue
-            found = trial(candidate := centre.moved(width, frac), 1.0 if least is None else least)
-            if found is not None and (least is None or found < least):
+            found = trial(candidate := centre.moved(width, frac), least)
+            if found is not None and found < least:
                 best, least = candidate, found
-    if best.width > centre.width and drop is not None and least is not None:
-        return (best, least) if drop - least >= WORTH - 1e-12 else (centre, drop)
+    if best.width > centre.width and drop - least < WORTH - 1e-12:
+        return centre, drop
     return best, least
