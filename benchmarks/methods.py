@@ -37,6 +37,9 @@ from hwgen.flow.workspace import digest  # noqa: E402
 
 SCHEMA = 1
 
+NAMED = 8
+"""Cells that a report names of those that were not run."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
@@ -203,7 +206,8 @@ def write_report(methods: Sequence[Method], store: Store, cases: Cases) -> list[
                 failures.append(f"report of {method.name}: {type(error).__name__}: {error}")
                 parts.append(f"{len(results)} cells are done; no table can be made of them yet.")
         if missing:
-            parts.append(f"Not run yet, {len(missing)} of {len(records)}: {', '.join(missing)}.")
+            named = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
+            parts.append(f"Not run yet, {len(missing)} of {len(records)}: {named}.")
     rows = [(name, cases.origin(sha), f"`{sha[:16]}`") for name, sha in sorted(networks.items())]
     head = [HEAD.format(options=options).strip()]
     if rows:
