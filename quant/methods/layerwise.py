@@ -34,7 +34,8 @@ from quant.methods.layerwise_paper import (
     paper_network,
 )
 from quant.methods.layerwise_round import Calibrator
-from quant.methods.layerwise_search import Evaluations, Price, Search, Space
+from quant.methods.layerwise_search import Evaluations, Search
+from quant.methods.layerwise_space import Price, Space
 from quant.methods.layerwise_walk import Kind
 from quant.methods.result import Result, compare, float_accuracy
 from quant.models import Preprocess
@@ -54,7 +55,8 @@ FITTED_MACS = 10**10
 PROBED_MACS = 2 * 10**10
 """Multiply-accumulates of the images that sensitivities are measured on."""
 
-FEWEST, MOST_FITTED = 500, 3_000
+FEWEST, MOST_FITTED = 300, 3_000
+"""Fewest images of any of these, and most to which weights are fitted."""
 
 
 class LayerwiseMode(Enum):
@@ -81,7 +83,7 @@ class LayerwiseOptions:
         The relative drop that is allowed in the end.
     images : int, optional
         Search images that are judged, the first ones. By default all, in the improved mode as many
-        as some 1e11 multiply-accumulates take, at least 500.
+        as some 1e11 multiply-accumulates take, at least 300.
     calibration : int
         Training images (search images in the paper's mode) that give the ranges of activations.
     tries : int
@@ -226,7 +228,7 @@ def _macs(graph: FloatGraph) -> int:
 
 
 def _some(images: NDArray[Any], budget: int, macs: int, most: int | None = None) -> int:
-    """How many images a budget allows."""
+    """How many images a budget of multiply-accumulates allows."""
     count = max(FEWEST, budget // macs)
     return min(len(images), count if most is None else min(count, most))
 

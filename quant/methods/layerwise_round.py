@@ -26,7 +26,7 @@ from quant.plan import LayerPlan, Plan
 
 __all__ = ["Calibrator", "RoundingProblem"]
 
-ROWS = 12_000
+ROWS = 8_000
 """About as many output positions of a layer are looked at."""
 
 DAMPING = 0.01

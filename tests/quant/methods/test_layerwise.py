@@ -26,7 +26,7 @@ from quant.methods.layerwise import LayerwiseMode, LayerwiseOptions, layerwise
 from quant.methods.layerwise_equalise import equalise
 from quant.methods.layerwise_float import RoundedFloat
 from quant.methods.layerwise_round import Calibrator, RoundingProblem
-from quant.methods.layerwise_search import Price, Space
+from quant.methods.layerwise_space import Price, Space
 from quant.methods.layerwise_walk import Kind, Symmetric
 from quant.methods.result import Result
 from quant.progress import Advance

@@ -1,0 +1,230 @@
+"""Layer-wise search of widths: the paper's walk in its own setting, and the improved search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.cells.common import Case, Cases, Cell, markdown_table, percent
+from quant.methods.layerwise import LayerwiseMode, LayerwiseOptions, layerwise
+from quant.splits import Splits
+
+IMPROVED = LayerwiseOptions(tries=60)
+PAPER = LayerwiseOptions(mode=LayerwiseMode.PAPER)
+DEEP = LayerwiseOptions(tries=16, images=1_500)
+"""For networks of tens of millions of multiply-accumulates an image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """One measurement.
+
+    Parameters
+    ----------
+    network : str
+    label : str
+        Of the setting; part of the cell's name.
+    options : LayerwiseOptions
+    on_test : bool
+        Whether the search sees the test images, as the paper's did.
+    expected : tuple of float, optional
+        Savings of memory and of multiplications (own output width) that are expected.
+    """
+
+    network: str
+    label: str
+    options: LayerwiseOptions
+    on_test: bool = False
+    expected: tuple[float, float] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"layerwise-{self.network}-{self.label}"
+
+
+FULL = (
+    Study(network="lenet5-mnist", label="improved", options=IMPROVED, expected=(0.6, 0.82)),
+    Study(network="lenet5-mnist", label="paper", options=PAPER),
+    Study(network="lenet5-cifar10", label="improved", options=IMPROVED, expected=(0.48, 0.68)),
+    Study(network="lenet5-cifar10", label="shifts", options=replace(IMPROVED, multipliers=False)),
+    Study(network="lenet5-cifar10", label="paper", options=PAPER),
+    Study(network="goyal-mnist", label="improved", options=DEEP, expected=(0.627, 0.849)),
+    Study(
+        network="goyal-mnist",
+        label="reproduction",
+        options=PAPER,
+        on_test=True,
+        expected=(0.627, 0.849),
+    ),
+    Study(network="goyal-cifar10", label="improved", options=DEEP, expected=(0.446, 0.572)),
+    Study(
+        network="goyal-cifar10",
+        label="reproduction",
+        options=replace(PAPER, images=2_500),
+        on_test=True,
+        expected=(0.446, 0.572),
+    ),
+    Study(network="resnet8-cifar10", label="improved", options=DEEP),
+)
+QUICK = (
+    Study(network="digits-tiny", label="improved", options=LayerwiseOptions(tries=10)),
+    Study(network="digits-tiny", label="paper", options=PAPER),
+    Study(network="lenet5-digits", label="improved", options=LayerwiseOptions(tries=10)),
+    Study(network="lenet5-digits", label="reproduction", options=PAPER, on_test=True),
+)
+
+
+def cells(quick: bool) -> list[Cell]:
+    """A cell for each study."""
+    return [
+        Cell(
+            name=study.name,
+            run=partial(_run, study=study),
+            config={"options": study.options.table(), "on_test": study.on_test},
+        )
+        for study in (QUICK if quick else FULL)
+    ]
+
+
+def _run(cases: Cases, *, study: Study) -> dict[str, Any]:
+    case = cases.case(study.network)
+    state = cases.scratch(f"{study.name}.npz")
+    result = layerwise(
+        case.graph,
+        preprocess=case.preprocess,
+        splits=_on_test(case) if study.on_test else case.splits,
+        options=study.options,
+        name=study.network,
+        progress=cases.progress,
+        state=state,
+    )
+    state.unlink(missing_ok=True)
+    return {"network": study.network, "label": study.label, **result.table()}
+
+
+def _on_test(case: Case) -> Splits:
+    """The test images as search images: only to reproduce what the paper did."""
+    splits = case.splits
+    return replace(
+        splits,
+        search_images=splits.test_images,
+        search_labels=splits.test_labels,
+        search_seen=False,
+        tuned_on_test=True,
+    )
+
+
+def report(results: Mapping[str, dict[str, Any]], out: Path) -> str:
+    """The savings beside the expectations, and how they came about."""
+    studies = {study.name: study for study in (*FULL, *QUICK)}
+    rows = []
+    for name, result in results.items():
+        expected = studies[name].expected if name in studies else None
+        counted = result.get("paper_cost")
+        cost = result["cost"]
+        paper = (counted["memory_saved"], counted["multiplication_saved"]) if counted else None
+        search = "test" if result["tuned_on_test"] else "search"
+        seen = " *" if result["search"]["seen_in_training"] else ""
+        rows.append(
+            (
+                f"{result['network']}, {result['label']}",
+                percent(paper[0] if paper else cost["memory_saved"], 1),
+                percent(paper[1] if paper else cost["output_product_saved"], 1),
+                percent(None if paper else cost["input_product_saved"], 1),
+                "-"
+                if expected is None
+                else f"{percent(expected[0], 1)}, {percent(expected[1], 1)}",
+                f"{percent(result['search_drop'])} ({search}){seen}",
+                percent(result["test"]["float"]),
+                percent(result["test"]["relative_drop"]),
+                "yes" if result["limit_met"] else f"no: {result['binding']}",
+                result["evaluations"],
+            )
+        )
+    header = (
+        *("network, setting", "memory saved", "multiplication saved, own output width"),
+        *("true input width", "expected, first two", "relative drop judged on"),
+        *("float, test", "relative drop, test, integer", "limit met", "evaluations"),
+    )
+    text = INTRODUCTION + markdown_table(header, rows)
+    if any(result["search"]["seen_in_training"] for result in results.values()):
+        text += (
+            "\n\n\\* The network was trained on its search images, or may have been: its accuracy on"
+            " them is no estimate for new images."
+        )
+    if any("paper_cost" in result for result in results.values()):
+        text += "\n\n" + _paper_notes(results)
+    _plot(results, out / "layerwise.png")
+    return text + "\n\n![Savings over the networks judged](layerwise.png)"
+
+
+INTRODUCTION = (
+    "Savings against 8 bits for every weight, bias and output activation. `improved`: integer networks,"
+    " chosen on search images; memory counts every stored constant, multipliers and shifts of channels"
+    " included. `shifts`: the same with scales of weights that are powers of two. `paper`: the paper's"
+    " formats and walk, judged on the float network with rounded tensors and counted as the paper does."
+    " **`reproduction`: `paper`, tuned and reported on the test images, as the paper did;** its drops"
+    " are no estimate for new images. Drops are relative to the float network's accuracy.\n\n"
+)
+
+
+def _paper_notes(results: Mapping[str, dict[str, Any]]) -> str:
+    """What becomes of the paper's formats in integers."""
+    rows = [
+        (
+            f"{result['network']}, {result['label']}",
+            percent(result["judged_drop"]),
+            percent(result["search"]["relative_drop"]),
+            percent(result["cost"]["memory_saved"], 1),
+        )
+        for result in results.values()
+        if "paper_cost" in result
+    ]
+    header = (
+        *("network, setting", "relative drop, float with rounded tensors"),
+        *("relative drop, integer network", "memory saved by the integer network"),
+    )
+    return (
+        "The integer network of the paper's formats keeps batch norms as layers of their own with 16"
+        " bits, where the paper keeps floats, and hands out the last layer's accumulators unrounded; all"
+        " of that counts here:\n\n" + markdown_table(header, rows)
+    )
+
+
+def _plot(results: Mapping[str, dict[str, Any]], path: Path) -> None:
+    """Draw what was saved over the networks judged, and the widths of the paper's walks."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for result in results.values():
+        label = f"{result['network']}, {result['label']}"
+        history = result["history"]
+        if "paper_cost" in result:
+            kinds: dict[str, list[int]] = {}
+            for entry in history:
+                kinds.setdefault(entry["kind"], []).append(entry["width"])
+            mean = [
+                (w + a) / 2 for w, a in zip(kinds["weights"], kinds["activations"], strict=True)
+            ]
+            right.plot(range(1, len(mean) + 1), mean, marker=".", label=label)
+        else:
+            places = [entry["evaluation"] for entry in history]
+            saved = [100 * entry["memory_saved"] for entry in history]
+            left.step(places, saved, where="post", label=label)
+    left.set_xlabel("networks judged", fontsize=8)
+    left.set_ylabel("memory saved by the best so far, %", fontsize=8)
+    right.set_xlabel("layer", fontsize=8)
+    right.set_ylabel("bits, mean of weights and activations", fontsize=8)
+    right.set_title("the paper's walk", fontsize=9)
+    left.set_title("improved", fontsize=9)
+    for axis in (left, right):
+        axis.tick_params(labelsize=7)
+        if axis.lines:
+            axis.legend(fontsize=6, frameon=False)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
