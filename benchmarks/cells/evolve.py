@@ -18,13 +18,23 @@ from quant.methods.result import float_accuracy
 
 FULL = {
     "lenet5-cifar10": EvolveOptions(mirror=True),
-    "lenet5-mnist": EvolveOptions(trials=16, population=6, epochs=0.5, final_epochs=5, rate=2e-3),
+    "lenet5-mnist": EvolveOptions(
+        trials=16, population=6, epochs=0.5, finalists=2, final_epochs=5, final_rate=2e-3
+    ),
     "resnet8-cifar10": EvolveOptions(
-        trials=12, population=5, epochs=0.1, final_epochs=2, rate=1e-3, mirror=True
+        trials=12,
+        population=5,
+        epochs=0.1,
+        finalists=1,
+        final_epochs=2,
+        final_rate=1e-3,
+        mirror=True,
     ),
 }
 QUICK = {
-    "lenet5-digits": EvolveOptions(trials=8, population=4, epochs=1, final_epochs=4, batch=32),
+    "lenet5-digits": EvolveOptions(
+        trials=8, population=4, epochs=1, finalists=2, final_epochs=4, batch=32
+    ),
 }
 SAMPLERS = {
     "lenet5-cifar10": tuple(Sampler),
@@ -33,7 +43,7 @@ SAMPLERS = {
     "lenet5-digits": tuple(Sampler),
 }
 FLOAT_RATES = (1.0, 0.25)
-"""Rates of the float network's fine-tuning over that of the search; the better one counts."""
+"""Rates of the float network's fine-tuning over that of the finalists; the better one counts."""
 
 TITLES = {"nsga2": "NSGA-II", "random": "random search", "uniform": "uniform widths"}
 SEED = 0
@@ -45,6 +55,8 @@ def cells(quick: bool) -> list[Cell]:
     for network, options in (QUICK if quick else FULL).items():
         for sampler in SAMPLERS[network]:
             chosen = replace(options, sampler=sampler)
+            if sampler is not Sampler.NSGA2:  # one configuration of channels, or a hypervolume only
+                chosen = replace(chosen, finalists=1)
             found.append(
                 Cell(
                     name=f"evolve-{network}-{sampler.value}",
@@ -89,7 +101,7 @@ def _float(cases: Cases, *, network: str, options: EvolveOptions) -> dict[str, A
     tuned = []
     for share in FLOAT_RATES:
         recipe = replace(
-            options.recipe(), epochs=round(options.final_epochs), rate=options.rate * share
+            options.recipe(), epochs=round(options.final_epochs), rate=options.final_rate * share
         )
         graph = finetune(
             whole,

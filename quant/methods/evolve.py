@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -289,9 +290,18 @@ class _Search:
             trial.set_user_attr(key, value)
         return tuple(float(measure(candidate)) for measure in self.objectives.values())
 
-    def individual(self, genes: Genes, epochs: float, seed: int) -> Individual:
-        """A trained candidate."""
-        return train_individual(self.trainer, genes, epochs=epochs, seed=seed, name=self.name)
+    def individual(
+        self, genes: Genes, epochs: float, seed: int, rate: float | None = None
+    ) -> Individual:
+        """A trained candidate; the rate is that of the search by default."""
+        return train_individual(
+            self.trainer,
+            genes,
+            epochs=epochs,
+            seed=seed,
+            name=self.name,
+            rate=rate or self.options.rate,
+        )
 
     def _error(self, trial: FrozenTrial) -> float:
         correct: int = trial.user_attrs["correct"]
@@ -308,7 +318,8 @@ class _Search:
             key=lambda trial: int(trial.user_attrs["place"]),
         )
         population = self.sampler.last_population(study, trials)
-        chosen, best, rounds = self._choose(population, progress)
+        finalists = self._finalists(population, trials)
+        chosen, best, rounds = self._choose(finalists, progress)
         return best, {
             "options": self.options.record(),
             "objectives": list(self.objectives),
@@ -327,55 +338,67 @@ class _Search:
             "limit": self._limit(best),
         }
 
+    def _finalists(
+        self, population: list[FrozenTrial], trials: list[FrozenTrial]
+    ) -> list[FrozenTrial]:
+        """The most accurate ones of the last population that are small enough.
+
+        Of those with the same channels only the first: what short training says of widths holds for
+        long training, what it says of channels holds less. Where the population has too few, earlier
+        candidates join.
+        """
+        found: dict[tuple[float, ...], FrozenTrial] = {}
+        for group in (population, trials):
+            fit = [t for t in group if t.user_attrs["bits"] <= self.limit]
+            fit.sort(key=lambda t: (self._error(t), t.user_attrs["bits"], t.user_attrs["place"]))
+            for trial in fit:
+                genes = self.space.genes(trial.params)
+                channels = tuple(layer.factor for layer in genes.values())
+                if len(found) < self.options.finalists:
+                    found.setdefault(channels, trial)
+        least = min(population, key=lambda t: (t.user_attrs["bits"], t.user_attrs["place"]))
+        return list(found.values()) or [least]
+
     def _choose(
-        self, population: list[FrozenTrial], progress: Progress
+        self, left: list[FrozenTrial], progress: Progress
     ) -> tuple[FrozenTrial, Individual, list[dict[str, Any]]]:
-        """Train the most accurate ones that are small enough for longer, fewer in every round."""
-
-        def place(trial: FrozenTrial) -> int:
-            return int(trial.user_attrs["place"])
-
-        fit = [t for t in population if t.user_attrs["bits"] <= self.limit]
-        if not fit:
-            fit = [min(population, key=lambda t: (t.user_attrs["bits"], place(t)))]
-        fit.sort(key=lambda t: (self._error(t), t.user_attrs["bits"], place(t)))
-        left = fit[: self.options.finalists]
+        """Train the finalists for longer, fewer in every round."""
         epochs = self.options.final_epochs
-        total = _total(len(left)) if epochs else 1
+        done, total = 0, _total(len(left)) if epochs else 1
         rounds: list[dict[str, Any]] = []
-        best: dict[int, tuple[Individual, float]] = {}
+        best: dict[int, Individual] = {}
         with progress.steps("train the best", total) as advance:
-            done = 0
             while epochs:
                 for trial in left:
-                    spent = epochs / len(left)
-                    made = self._again(trial, spent)
-                    have = best.get(place(trial))
-                    if have is None or made.score > have[0].score:
-                        best[place(trial)] = (made, spent)
+                    made = self._again(trial, epochs / len(left))
+                    have = best.setdefault(trial.number, made)
+                    best[trial.number] = max(have, made, key=lambda one: one.score)
                     done += 1
                     advance(done, total, f"{made.score.accuracy:.2%}")
-                left.sort(key=lambda t: (-best[place(t)][0].score.correct, place(t)))
-                errors = {str(place(t)): 1 - best[place(t)][0].score.accuracy for t in left}
+                left = sorted(left, key=lambda t: -best[t.number].score.correct)
+                errors = {
+                    str(t.user_attrs["place"]): 1 - best[t.number].score.accuracy for t in left
+                }
                 rounds.append({"epochs": epochs / len(left), "errors": errors})
                 if len(left) == 1:
                     break
                 left = left[: _survivors(len(left))]
             chosen = left[0]
-            found = best.get(place(chosen))
-            if found is None or found[0].score.correct < chosen.user_attrs["correct"]:
-                found = (self._again(chosen, self.options.epochs), self.options.epochs)
-            advance(total, total, f"{found[0].score.accuracy:.2%}")
-        return chosen, found[0], rounds
+            found = best.get(chosen.number)
+            if found is None or found.score.correct < chosen.user_attrs["correct"]:
+                found = self._again(chosen, None)
+            advance(total, total, f"{found.score.accuracy:.2%}")
+        return chosen, found, rounds
 
-    def _again(self, trial: FrozenTrial, epochs: float) -> Individual:
-        """A candidate again, trained for so long from the start; not longer, if that diverges."""
+    def _again(self, trial: FrozenTrial, epochs: float | None) -> Individual:
+        """A candidate again, trained for so long from the start; as in the search where that is
+        None or diverges."""
         seed = seed_of(self.seed, int(trial.user_attrs["place"]))
         genes = self.space.genes(trial.params)
-        try:
-            return self.individual(genes, epochs, seed)
-        except Diverged:
-            return self.individual(genes, self.options.epochs, seed)
+        if epochs is not None:
+            with suppress(Diverged):
+                return self.individual(genes, epochs, seed, self.options.final_rate)
+        return self.individual(genes, self.options.epochs, seed)
 
     def _described(self, trial: FrozenTrial) -> dict[str, Any]:
         return {

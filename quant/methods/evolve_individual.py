@@ -97,7 +97,7 @@ class Trainer:
     judge : Judge
         Of the search set.
     recipe : FinetuneRecipe
-        Its epochs do not count.
+        Its epochs and its rate do not count.
     bias_width : int
     per_channel : bool
         Whether every output channel of a layer has a power of two of its own as scale.
@@ -123,7 +123,7 @@ class Trainer:
 
 
 def train_individual(
-    trainer: Trainer, genes: Genes, *, epochs: float, seed: int, name: str
+    trainer: Trainer, genes: Genes, *, epochs: float, seed: int, name: str, rate: float
 ) -> Individual:
     """Resize the trained network, train it on its grids, assemble and score it.
 
@@ -137,6 +137,8 @@ def train_individual(
     seed : int
     name : str
         Of the integer network.
+    rate : float
+        Largest learning rate.
     """
     graph = resize(trainer.graph, {n: g.factor for n, g in genes.items()}, seed=seed)
     config = QuantConfig(
@@ -166,7 +168,7 @@ def train_individual(
         graph,
         images=images,
         labels=labels,
-        recipe=replace(trainer.recipe, epochs=whole),
+        recipe=replace(trainer.recipe, epochs=whole, rate=rate),
         seed=seed,
         weights=weights,
         biases=biases,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from math import isfinite
 from typing import Any
@@ -43,7 +43,8 @@ class EvolveOptions:
     final_epochs : float
         Of fine-tuning for the network that is chosen, from the start; 0: it stays as it was.
     finalists : int
-        Candidates of the last population that are trained for longer before one is chosen:
+        Candidates that are trained for longer before one is chosen, those of the last population
+        first, no two with the same channels:
         successive halving (Jamieson, Talwalkar 2016) by a factor of 3, with about ``final_epochs``
         in all for each round. Short training favours what is close to the trained network.
     widths, activations : tuple of int
@@ -57,7 +58,9 @@ class EvolveOptions:
         The network chosen is at least so many times smaller than the given one in float32.
     max_bits : int, optional
         Instead of ``ratio``.
-    rate, batch, crop, mirror, weight_decay, distill
+    rate, final_rate : float
+        Largest learning rates of the candidates' fine-tuning and of the finalists'.
+    batch, crop, mirror, weight_decay, distill
         Of fine-tuning; see :class:`quant.finetune.FinetuneRecipe`. Mirror only images whose mirror
         images are of the same class.
 
@@ -67,12 +70,12 @@ class EvolveOptions:
         If a value is out of range.
     """
 
-    trials: int = 40
-    population: int = 10
+    trials: int = 32
+    population: int = 8
     mutation: float = 0.15
     sampler: Sampler = Sampler.NSGA2
-    epochs: float = 1.0
-    final_epochs: float = 30.0
+    epochs: float = 2.0
+    final_epochs: float = 40.0
     finalists: int = 6
     widths: tuple[int, int] = (2, 8)
     activations: tuple[int, int] = (2, 8)
@@ -81,7 +84,8 @@ class EvolveOptions:
     per_channel: bool = True
     ratio: float = 6.0
     max_bits: int | None = None
-    rate: float = 4e-3
+    rate: float = 1.5e-3
+    final_rate: float = 4e-3
     batch: int = 128
     crop: int = 2
     mirror: bool = False
@@ -121,6 +125,7 @@ class EvolveOptions:
         if self.max_bits is not None and self.max_bits < 1:
             raise BadInput(f"max_bits must be at least 1, not {self.max_bits}")
         self.recipe()
+        replace(self.recipe(), rate=self.final_rate)
 
     def recipe(self) -> FinetuneRecipe:
         """Of fine-tuning, but for its epochs."""
@@ -142,5 +147,5 @@ class EvolveOptions:
 
     def identity(self) -> Mapping[str, Any]:
         """What a study must agree on to be continued: all that changes its candidates."""
-        free = ("trials", "final_epochs", "finalists", "ratio", "max_bits")
+        free = ("trials", "final_epochs", "final_rate", "finalists", "ratio", "max_bits")
         return {name: value for name, value in self.record().items() if name not in free}

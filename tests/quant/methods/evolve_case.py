@@ -26,7 +26,7 @@ OPTIONS: dict[str, Any] = {
     "finalists": 2,
     "rate": 5e-3,
     "batch": 32,
-    "ratio": 4.0,
+    "ratio": 2.5,
 }
 
 

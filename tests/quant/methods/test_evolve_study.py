@@ -84,7 +84,7 @@ def test_a_stopped_search_goes_on_to_the_same_end(
 
 def test_more_trials_continue_a_study(whole: Result, tmp_path: Path) -> None:
     study = tmp_path / "study.db"
-    search(state=study, trials=4, final_epochs=0, ratio=3.0)
+    search(state=study, trials=4, final_epochs=0, ratio=2.0)
     found = search(state=study)
     assert found.record == whole.record
 
