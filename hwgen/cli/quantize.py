@@ -189,9 +189,10 @@ def arguments(part: argparse.ArgumentParser) -> None:
         help="held-out training images that choose; all by default",
     )
     part.add_argument(
-        "--no-resume",
-        action="store_true",
-        help="forget an interrupted search and start anew",
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on with an interrupted search, the default, or forget it",
     )
     part.add_argument(
         "--out", type=Path, required=True, help="folder for network.json, weights.npz, method.json"
@@ -338,12 +339,12 @@ def _places(arguments: Arguments) -> tuple[Path | None, str | None]:
     suffix = ".study.db" if arguments.method == "evolve" else ".search.npz"
     state = out.with_name(out.name + suffix)
     if arguments.study is not None:
-        if arguments.no_resume:
+        if not arguments.resume:
             raise BadInput("--no-resume does not empty a --study; name a new one")
         if "://" in arguments.study:
             return None, arguments.study
         return Path(arguments.study), None
-    if arguments.no_resume:
+    if not arguments.resume:
         state.unlink(missing_ok=True)
     return state, None
 
