@@ -72,8 +72,8 @@ FLAGS: tuple[Flag, ...] = (
     _flag("--mode", "layerwise", choices=("improved", "paper"), help="default improved"),
     _flag("--max-drop", "layerwise", type=args.share, help="relative drop to stay within"),
     _flag("--tolerance", "layerwise", type=args.share, help="drop that a step may cost"),
-    _flag("--trials", "evolve", type=args.positive, help="candidates in all; default 40"),
-    _flag("--population", "evolve", type=args.positive, help="of a generation; default 10"),
+    _flag("--trials", "evolve", type=args.positive, help="candidates in all; default 32"),
+    _flag("--population", "evolve", type=args.positive, help="of a generation; default 8"),
     _flag(
         "--sampler",
         "evolve",
