@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from hwgen.cli import parser, quantize
+from hwgen.errors import BadInput
 from hwgen.flow import methods as flow_methods
 from hwgen.flow.methods import METHODS, limit_message, options_class, saved_method
 from hwgen.ir import load_network
@@ -96,6 +97,20 @@ def test_a_checkpoint_that_may_have_seen_its_search_images(run: Run, tmp_path: P
     assert "yes, or not known" in outcome.out
     record = json.loads((tmp_path / "net/method.json").read_text())
     assert record["search"]["seen_in_training"] is True
+
+
+def test_the_network_is_saved_first(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails behind the search loses neither the network nor the state."""
+
+    def fail(path: Path, value: object) -> None:
+        raise BadInput(f"cannot write {path}: no space")
+
+    monkeypatch.setattr("hwgen.files.write_json", fail)
+    assert run(*ADAPTIVE, "--out", tmp_path / "net").status == 2
+    assert load_network(tmp_path / "net").name == "digits-tiny"
+    assert {p.name for p in tmp_path.iterdir()} == {"net", "net.search.npz"}
 
 
 # From a method's result to hardware.
