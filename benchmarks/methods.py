@@ -13,9 +13,11 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,16 +144,37 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name has all patterns in it."""
+    return all(re.search(pattern, name) for pattern in patterns)
+
+
+def run_processes(methods: Sequence[Method], argv: Sequence[str], jobs: int) -> list[str]:
+    """Run each method's cells in a process of its own, ``jobs`` at a time; the failures.
+
+    Cells of one method may share files and keep their order.
+    """
+
+    def run_method(method: Method) -> int:
+        command = [sys.executable, __file__, *argv, "--jobs", "1", "--only", f"^{method.name}-"]
+        return subprocess.run(command, check=False).returncode
+
+    executor = ThreadPoolExecutor(jobs)
+    try:
+        codes = list(executor.map(run_method, methods))
+    finally:
+        executor.shutdown(cancel_futures=True)
+    if 130 in codes:
+        raise KeyboardInterrupt
+    pairs = zip(methods, codes, strict=True)
+    return [f"{method.name}: status {code}, see above" for method, code in pairs if code]
+
+
 def run_cells(
-    methods: Sequence[Method], store: Store, cases: Cases, only: str | None, console: Console
+    methods: Sequence[Method], store: Store, cases: Cases, only: Sequence[str], console: Console
 ) -> list[str]:
     """Run what is not done yet; the failures, a line each."""
-    wanted = [
-        cell
-        for method in methods
-        for cell in method.cells
-        if only is None or re.search(only, cell.name)
-    ]
+    wanted = [cell for method in methods for cell in method.cells if matches(cell.name, only)]
     todo = [cell for cell in wanted if not store.done(cell, cases)]
     console.print(f"{len(todo)} of {len(wanted)} cells to run", highlight=False)
     failures = []
@@ -233,7 +256,16 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="small networks on the embedded digits, in minutes"
     )
-    parser.add_argument("--only", metavar="PATTERN", help="run only cells whose name it matches")
+    parser.add_argument(
+        "--only",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="run only cells whose name it matches; may be repeated, then all must match",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="methods that run at once, each in a process; default 1"
+    )
     parser.add_argument("--list", action="store_true", help="list the cells and what is done")
     parser.add_argument("--report-only", action="store_true", help="run nothing, only report")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch; default 1")
@@ -242,10 +274,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and report; the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
     options = arguments(argv)
     console = Console(stderr=True)
     try:
-        return _main(options, console)
+        return _main(options, argv, console)
     except HwgenError as error:
         console.print(f"error: {error}", highlight=False, markup=False)
         return 2
@@ -267,12 +300,14 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _main(options: argparse.Namespace, console: Console) -> int:
-    if options.only is not None:
+def _main(options: argparse.Namespace, argv: Sequence[str], console: Console) -> int:
+    for pattern in options.only:
         try:
-            re.compile(options.only)
+            re.compile(pattern)
         except re.error as error:
             raise BadInput(f"--only must be a regular expression: {error}") from error
+    if options.jobs < 1 or options.threads < 1:
+        raise BadInput("--jobs and --threads must be at least 1")
     folders = {"cifar10": options.data_dir_cifar10, "mnist": options.data_dir_mnist}
     methods = load_methods(options.quick)
     store = Store(folder=ensure_folder(options.out), quick=options.quick)
@@ -290,9 +325,12 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     failures = [
         f"{method.name}: {method.broken}"
         for method in methods
-        if method.broken and (options.only is None or re.search(options.only, method.name))
+        if method.broken and matches(f"{method.name}-", options.only)
     ]
-    if not options.report_only:
+    if not options.report_only and options.jobs > 1:
+        chosen = [m for m in methods if any(matches(c.name, options.only) for c in m.cells)]
+        failures += run_processes(chosen, argv, options.jobs)
+    elif not options.report_only:
         with _threads(options.threads):
             failures += run_cells(methods, store, cases, options.only, console)
     failures += write_report(methods, store, cases)

@@ -97,6 +97,13 @@ def test_quick_run_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert again == {name: data for name, data in first.items() if name != "timing.json"}
 
 
+def test_two_at_once(tmp_path: Path) -> None:
+    """Each method in a process of its own; of one that has nothing to do, none."""
+    only = ("--only", "digits-tiny-b8", "--only", "^linear")
+    assert run("--out", tmp_path, "--quick", "--jobs", "2", *only) == 0
+    assert {path.name for path in (tmp_path / "cells").iterdir()} == {"linear-digits-tiny-b8.json"}
+
+
 class Stubs:
     """Cells whose results are counted and may fail."""
 
@@ -185,6 +192,7 @@ def test_other_configurations_are_measured_again(stubs: Stubs, tmp_path: Path) -
 def test_what_is_refused(stubs: Stubs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--out", tmp_path, "--only", "(") == 2
     assert "--only must be a regular expression" in capsys.readouterr().err
+    assert run("--out", tmp_path, "--jobs", "0") == 2
     (tmp_path / "file").write_text("")
     assert run("--out", tmp_path / "file") == 2
     with pytest.raises(BadInput, match="plain file name"):
