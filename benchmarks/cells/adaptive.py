@@ -37,6 +37,8 @@ class Study:
         Of the evolution strategy; the controls that draw samples have seed 0.
     evaluations, images : int
         Of each search.
+    search : int, optional
+        Search images in all, among which the finalists are compared; all by default.
     sampled : tuple of Control
         Controls that get as many evaluations as the strategy.
     """
@@ -46,6 +48,7 @@ class Study:
     seeds: int
     evaluations: int
     images: int
+    search: int | None = None
     sampled: tuple[Control, ...] = (Control.RANDOM,)
 
     def options(self, bits: int) -> AdaptiveOptions:
@@ -57,12 +60,19 @@ FULL = (
         network="lenet5-cifar10",
         bits=(8, 6, 5, 4, 3, 2),
         seeds=3,
-        evaluations=160,
-        images=2000,
+        evaluations=120,
+        images=4000,
         sampled=(Control.RANDOM, *PLAIN),
     ),
-    Study(network="lenet5-mnist", bits=(8, 4, 3, 2), seeds=1, evaluations=100, images=1000),
-    Study(network="resnet8-cifar10", bits=(5, 4, 3), seeds=1, evaluations=60, images=500),
+    Study(network="lenet5-mnist", bits=(8, 4, 3, 2), seeds=1, evaluations=60, images=2000),
+    Study(
+        network="resnet8-cifar10",
+        bits=(5, 4, 3),
+        seeds=1,
+        evaluations=40,
+        images=500,
+        search=1000,
+    ),
 )
 QUICK = (
     Study(
@@ -86,8 +96,8 @@ def _cells(study: Study) -> Iterator[Cell]:
         begin = f"adaptive-{study.network}-b{bits}"
         yield Cell(
             name=f"{begin}-plain",
-            run=partial(_plain, network=study.network, bits=bits),
-            config={"bits": bits},
+            run=partial(_plain, network=study.network, bits=bits, search=study.search),
+            config={"bits": bits, "search": study.search},
         )
         base = study.options(bits)
         for form in Form:
@@ -109,15 +119,15 @@ def _search_cell(name: str, study: Study, form: Form, options: AdaptiveOptions, 
     options = replace(options, form=form)
     return Cell(
         name=name,
-        run=partial(_search, network=study.network, options=options, seed=seed, name=name),
-        config={"options": options.record(), "seed": seed},
+        run=partial(_search, study=study, options=options, seed=seed, name=name),
+        config={"options": options.record(), "seed": seed, "search": study.search},
     )
 
 
 def _search(
-    cases: Cases, *, network: str, options: AdaptiveOptions, seed: int, name: str
+    cases: Cases, *, study: Study, options: AdaptiveOptions, seed: int, name: str
 ) -> dict[str, Any]:
-    case, state = cases.case(network), cases.scratch(f"{name}.npz")
+    case, state = cases.case(study.network, study.search), cases.scratch(f"{name}.npz")
     result = adaptive(
         case.graph,
         preprocess=case.preprocess,
@@ -128,12 +138,12 @@ def _search(
         state=state,
     )
     state.unlink(missing_ok=True)
-    return {"network": network, "bits": options.bits, "kind": "search", **result.table()}
+    return {"network": study.network, "bits": options.bits, "kind": "search", **result.table()}
 
 
-def _plain(cases: Cases, *, network: str, bits: int) -> dict[str, Any]:
+def _plain(cases: Cases, *, network: str, bits: int, search: int | None) -> dict[str, Any]:
     """The quantisers themselves, one evaluation each, and the baseline at the same widths."""
-    case = cases.case(network)
+    case = cases.case(network, search)
     given = {"preprocess": case.preprocess, "splits": case.splits}
     found = {
         control.value: adaptive(
@@ -230,11 +240,11 @@ def report(results: Mapping[str, dict[str, Any]], out: Path) -> str:
 INTRODUCTION = """Re-implemented from the published abstract. Weights and biases have the given width,
 activations 8 bits. *Clip*: the bounds of each tensor evolve, levels are uniform with a real scale, what
 is stored is multiplied. *Codebook*: all boundaries between the 2^b bins of a tensor evolve, entries have
-8 bits and a power-of-two scale. All, controls too, have biases corrected by the mean error that the
-weights cause on 500 calibration images. *Linear*: the range without saturation. *Baseline*: the `linear`
-method with biases of the same width, a power-of-two scale with the least error of the layer's outputs.
-*Random*: samples around the best start of the strategy, as many as the strategy evaluates. Accuracies on
-the test set; several seeds as mean ± standard deviation."""
+8 bits and a power-of-two scale. All, controls too, have biases that make up for the mean error of the
+weights and of the layers before on 100 calibration images. *Linear*: the range without saturation.
+*Baseline*: the `linear` method with biases of the same width, a power-of-two scale with the least error
+of the layer's outputs. *Random*: samples around the best start of the strategy, as many as the strategy
+evaluates. Accuracies on the test set; several seeds as mean ± standard deviation."""
 
 
 def _spread(tests: list[float]) -> str:

@@ -1,8 +1,9 @@
 """Adaptive integer quantisation: an evolution strategy moves clip bounds or bin boundaries.
 
 Re-implemented from the published abstract of a method that evolves the quantisation of weights and
-biases of LeNet-5 at a fixed width. What is added to it: levels of codebooks and biases that follow
-from the genes by least squares, so that the search has only the nonlinear part to find.
+biases of LeNet-5 at a fixed width. What is added to it: levels of codebooks and biases follow from the
+genes by least squares, so that the search has only the nonlinear part to find; and the search also
+starts from what a local search on the error of each layer's outputs finds.
 """
 
 from __future__ import annotations

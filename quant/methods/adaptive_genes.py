@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,10 @@ EXACT_BITS = 6
 """Widest codes whose best bins come from exact k-means; those of wider ones from Lloyd-Max."""
 
 
+SMALL = 5000
+"""Weights of a layer that gets all rounds of the local search; larger ones get a quarter."""
+
+
 class Form(Enum):
     """What evolves."""
 
@@ -60,6 +64,9 @@ class Start(Enum):
     """Bins of the least squared error of the weights: exact k-means, Lloyd-Max above 6 bits."""
     WEIGHTED = "weighted"
     """The same, each weight's error counted by the variance of its input."""
+    DESCENT = "descent"
+    """What a local search on the squared error of each layer's outputs makes of the best of the
+    others: rounded biases count, the layer's inputs are those of the float network."""
     LLOYD = "lloyd"
     """Bins of Lloyd-Max from levels that follow the weights' density."""
 
@@ -94,7 +101,18 @@ class Coded:
 
 
 class Coder(Protocol):
-    """Weights of one layer from genes."""
+    """Weights of one layer from genes.
+
+    Attributes
+    ----------
+    BEST : tuple of Start
+        What a local search starts from.
+    ROUNDS : int
+        Its steps in a small layer.
+    """
+
+    BEST: ClassVar[tuple[Start, ...]]
+    ROUNDS: ClassVar[int]
 
     @property
     def size(self) -> int:
@@ -121,7 +139,9 @@ class Clip:
     seen: LayerMoments
     size: int = 3
 
-    UNITS = np.array([0.25, 0.125, 0.0625])
+    UNITS: ClassVar[Floats] = np.array([0.25, 0.125, 0.0625])
+    BEST: ClassVar[tuple[Start, ...]] = (Start.OUTPUT, Start.MSE)
+    ROUNDS: ClassVar[int] = 1200
 
     def start(self, kind: Start) -> Floats:
         step = uniform_step(self.node, self.bits, kind, self.seen)
@@ -155,11 +175,16 @@ class Codebook:
     seen: LayerMoments
     units: Floats = field(init=False, repr=False)
     step: float = field(init=False)
+    _levels: Floats = field(init=False, repr=False)
+
+    BEST: ClassVar[tuple[Start, ...]] = (Start.OUTPUT, Start.LLOYD, Start.KMEANS, Start.WEIGHTED)
+    ROUNDS: ClassVar[int] = 480
 
     def __post_init__(self) -> None:
         weight = self.node.weight
         top = covering_step(weight, 1)
         levels = _full(best_bins(weight, 1 << self.bits), 1 << self.bits, top)
+        object.__setattr__(self, "_levels", levels)
         gaps = np.maximum(np.diff(levels), top / (4 << self.bits))
         object.__setattr__(self, "units", gaps)
         # Entries are means, so that none is beyond the largest weight.
@@ -174,7 +199,7 @@ class Codebook:
         weight, count = self.node.weight, 1 << self.bits
         top = covering_step(weight, 1)
         if kind is Start.KMEANS:
-            levels = _full(best_bins(weight, count), count, top)
+            levels = self._levels
         elif kind is Start.WEIGHTED:
             levels = _full(best_bins(weight, count, self.seen.importance), count, top)
         elif kind is Start.LLOYD:
@@ -222,6 +247,7 @@ class Layer:
 
     coder: Coder
     node: fg.Conv | fg.Linear
+    seen: LayerMoments
     bits: int
     source_frac: int
 
@@ -248,6 +274,31 @@ class Layer:
         """The format of biases that a gene stands for."""
         best = self.bias_form(values, coded, Calibration.MSE)
         return replace(best, frac=min(0, best.frac - int(np.floor(gene / 2 + 0.5))))
+
+    def error(self, genes: Floats) -> float:
+        """Squared error of the outputs, the mean over positions summed over channels."""
+        coded = self.coder.weights(genes[:-1])
+        change, unit = coded.weights - self.node.weight, self.unit(coded)
+        values = self.node.bias - self.seen.mean_output(change)
+        form = self.shifted(values, coded, float(genes[-1]))
+        missed = decode(quantize_to(values / unit, form), form) * unit - values
+        return self.seen.variance(change) + float(np.vdot(missed, missed))
+
+    def descend(self) -> Floats:
+        """Genes of a smaller :meth:`error` than those of known quantisers, by a (1 + 1) strategy."""
+        rng = np.random.default_rng(0)
+        starts = [np.append(self.coder.start(kind), 0.0) for kind in self.coder.BEST]
+        best = min(starts, key=self.error)
+        least, step = self.error(best), 0.2
+        rounds = self.coder.ROUNDS
+        for _ in range(rounds if self.node.weight.size <= SMALL else rounds // 4):
+            genes = best + step * rng.standard_normal(len(best))
+            error = self.error(genes)
+            better = error < least
+            if better:
+                best, least = genes, error
+            step = min(1.0, 1.5 * step) if better else max(0.02, 0.93 * step)
+        return best
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -279,6 +330,8 @@ class Genome:
 
     def start(self, kind: Start) -> Floats:
         """Genes ``(n,)`` of a known quantiser in every layer, biases treated like weights."""
+        if kind is Start.DESCENT:
+            return np.concatenate([layer.descend() for layer in self.layers.values()])
         genes = {name: layer.coder.start(kind) for name, layer in self.layers.items()}
         coded = {name: self.layers[name].coder.weights(part) for name, part in genes.items()}
         bias = dict.fromkeys(genes, 0.0)
@@ -330,9 +383,7 @@ class Genome:
             )
             return rounded
 
-        self.forward.correct(
-            {name: part.codes * part.step for name, part in coded.items()}, bias_of
-        )
+        self.forward.correct({name: part.weights for name, part in coded.items()}, bias_of)
         return Plan(layers=plans, outputs=self.outputs)
 
     @classmethod
@@ -373,5 +424,7 @@ class Genome:
                 if form is Form.CLIP
                 else Codebook(node=node, bits=bits, entry_bits=entry_bits, fitted=fitted, seen=seen)
             )
-            layers[name] = Layer(coder=coder, node=node, bits=bits, source_frac=sources[name].frac)
+            layers[name] = Layer(
+                coder=coder, node=node, seen=seen, bits=bits, source_frac=sources[name].frac
+            )
         return cls(layers=layers, forward=forward, outputs=forward.outputs, correct=correct)

@@ -32,8 +32,10 @@ class LayerMoments:
 
     Parameters
     ----------
+    mean : float64 array
+        ``(groups, 1, taps)``, taps being ``in / groups * rows * columns``.
     covariance : float64 array
-        ``(groups, taps, taps)``, taps being ``in / groups * rows * columns``.
+        ``(groups, taps, taps)``.
     importance : float64 array
         Diagonal of the covariance, positive, in the shape of the weights.
     basis : float32 array
@@ -43,6 +45,7 @@ class LayerMoments:
         In the shape of the weights, not negative.
     """
 
+    mean: Floats = field(repr=False)
     covariance: Floats = field(repr=False)
     importance: Floats = field(repr=False)
     basis: NDArray[np.float32] = field(repr=False)
@@ -50,6 +53,11 @@ class LayerMoments:
 
     def _grouped(self, weights: NDArray[Any]) -> NDArray[Any]:
         return weights.reshape(len(self.covariance), -1, self.covariance.shape[2])
+
+    def mean_output(self, weights: Floats) -> Floats:
+        """Mean output ``(out,)`` of a layer of these weights without its biases."""
+        mean: Floats = (self._grouped(weights) * self.mean).sum(2).reshape(-1)
+        return mean
 
     def variance(self, weights: Floats) -> float:
         """Variance of the outputs of a layer of these weights, summed over channels."""
@@ -103,9 +111,14 @@ def moments(inputs: LayerInputs) -> LayerMoments:
     rows = _patches(node, torch.cat(inputs.kept)).permute(1, 2, 0, 3)
     sample = rows.reshape(groups, rows.shape[1], -1)
     sample = sample[:, :, :: max(1, sample.shape[2] // ROWS)]
-    centred = (sample - sample.mean(2, keepdim=True)).numpy()
+    mean = sample.mean(2, keepdim=True)
+    centred = (sample - mean).numpy()
     covariance = centred @ centred.transpose(0, 2, 1) / centred.shape[2]
-    power = np.einsum("gkk->gk", covariance)
+    power = np.einsum("gkk->gk", covariance).copy()
+    # Few positions tell little of how many inputs vary together: what they tell is shrunk.
+    covariance *= centred.shape[2] / (centred.shape[2] + centred.shape[1])
+    diagonal = np.arange(covariance.shape[1])
+    covariance[:, diagonal, diagonal] = power
     # An input that never changed still costs something, so that its weight has a best bin.
     floor = 1e-3 * float(power.mean()) or 1.0
     values, vectors = np.linalg.eigh(covariance)
@@ -118,6 +131,7 @@ def moments(inputs: LayerInputs) -> LayerMoments:
         return full
 
     return LayerMoments(
+        mean=mean.transpose(1, 2).numpy(),
         covariance=covariance,
         importance=spread(power + floor),
         basis=basis.astype(np.float32),

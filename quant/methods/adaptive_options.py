@@ -33,9 +33,9 @@ class Control(Enum):
 
 
 STARTS: Mapping[Form, tuple[Start, ...]] = {
-    Form.CLIP: (Start.OUTPUT, Start.MSE, Start.LINEAR),
+    Form.CLIP: (Start.DESCENT, Start.OUTPUT, Start.MSE, Start.LINEAR),
     Form.CODEBOOK: (
-        *(Start.OUTPUT, Start.LLOYD, Start.KMEANS, Start.WEIGHTED, Start.MSE),
+        *(Start.DESCENT, Start.OUTPUT, Start.LLOYD, Start.KMEANS, Start.WEIGHTED, Start.MSE),
         Start.LINEAR,
     ),
 }
@@ -90,7 +90,7 @@ class AdaptiveOptions:
     activation_bits: int = 8
     parents: int = 4
     offspring: int = 12
-    step: float = 0.15
+    step: float = 0.5
     images: int | None = None
     correct_biases: bool = True
     control: Control | None = None
@@ -118,7 +118,7 @@ class AdaptiveOptions:
                 f" give parents={max(1, self.offspring // 3)}"
             )
         if not 0 < self.step <= 10:
-            raise BadInput(f"step must be above 0 and at most 10, not {self.step}; try 0.15")
+            raise BadInput(f"step must be above 0 and at most 10, not {self.step}; try 0.5")
         for name, kind in (("form", Form), ("control", Control)):
             value = getattr(self, name)
             if not isinstance(value, kind) and not (name == "control" and value is None):

@@ -14,6 +14,9 @@ from quant.formats import Floats
 
 __all__ = ["RandomSearch", "Strategy"]
 
+CHANGED = 0.3
+"""Chance of each set of genes to change in an offspring; one at least does."""
+
 NARROWEST, WIDEST = 0.01, 4.0
 """Limits of a step, as multiples of the first one, so that none dies out or runs away."""
 
@@ -22,18 +25,22 @@ NARROWEST, WIDEST = 0.01, 4.0
 class Strategy:
     """Steps of an evolution strategy over real genes: ask for a generation, tell its ranks.
 
-    Each offspring draws steps of its own, one for each set of genes, and then its genes with them;
-    the next mean and the next steps are those of the best offspring, weighted by the logarithm of
-    their rank, so that steps which lead to good offspring stay (Schwefel 1977, Beyer and Schwefel
-    2002; the weights of Hansen and Ostermeier 2001). The first offspring is the mean itself: it is
-    often better than any of those it was made of, and would else never be looked at.
+    The genes are in sets. An offspring takes each set, and the step that goes with it, from one of
+    the parents, the better ones more often: weights fall with the logarithm of the rank (those of
+    Hansen and Ostermeier 2001). It then changes some of its sets: first their steps, then their
+    genes with the new steps, so that steps which lead to good offspring stay (Schwefel 1977, Beyer
+    and Schwefel 2002). The best offspring are the next parents.
+
+    Sets are taken whole, not averaged, because rounding makes the error of a layer as rugged as it
+    is: the mean of two good layers is rounded anew and is most often neither. The first offspring is
+    the best parent itself, which costs nothing where the judge remembers it.
 
     Parameters
     ----------
     mean : float64 array
         ``(n,)``: where the search starts.
     sets : int64 array
-        ``(n,)``: the set of each gene, from 0; genes of a set share a step.
+        ``(n,)``: the set of each gene, from 0.
     parents, offspring : int
         mu and lambda, ``1 <= mu < lambda``.
     step : float
@@ -45,25 +52,35 @@ class Strategy:
     parents: int
     offspring: int
     step: float
+    genes: Floats = field(init=False)
     logs: Floats = field(init=False)
     _asked: list[tuple[Floats, Floats]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self.logs = np.zeros(int(self.sets.max(initial=0)) + 1)
+        self.genes = self.mean[None].copy()
+        self.logs = np.zeros((1, int(self.sets.max(initial=0)) + 1))
 
     def ask(self, rng: np.random.Generator) -> list[Floats]:
         """The genes of the next generation, ``offspring`` arrays ``(n,)``."""
-        count, sets = len(self.mean), len(self.logs)
-        # The usual learning rates: one for all steps together, one for each.
-        common, single = 1 / sqrt(2 * count), 1 / sqrt(2 * sqrt(count))
-        low, high = log(NARROWEST), log(WIDEST)
-        self._asked = [(self.mean.copy(), self.logs.copy())]
-        for _ in range(self.offspring - 1):
-            change = common * rng.standard_normal() + single * rng.standard_normal(sets)
-            logs = np.clip(self.logs + change, low, high)
-            steps = self.step * np.exp(logs)[self.sets]
-            self._asked.append((self.mean + steps * rng.standard_normal(count), logs))
+        self._asked = [(self.genes[0], self.logs[0])]
+        self._asked += [self._offspring(rng) for _ in range(self.offspring - 1)]
         return [genes for genes, _ in self._asked]
+
+    def _offspring(self, rng: np.random.Generator) -> tuple[Floats, Floats]:
+        """Genes and logarithms of the steps of one offspring."""
+        count, sets = self.logs.shape
+        weights = np.log(count + 0.5) - np.log(np.arange(1, count + 1))
+        source = np.asarray(rng.choice(count, size=sets, p=weights / weights.sum()))
+        logs = self.logs[source, np.arange(sets)]
+        genes = self.genes[source[self.sets], np.arange(len(self.sets))]
+        changed = rng.random(sets) < CHANGED
+        changed[rng.integers(sets)] = True
+        # The usual learning rates: one for all steps together, one for each.
+        common, single = 1 / sqrt(2 * sets), 1 / sqrt(2 * sqrt(sets))
+        change = common * rng.standard_normal() + single * rng.standard_normal(sets)
+        logs = np.where(changed, np.clip(logs + change, log(NARROWEST), log(WIDEST)), logs)
+        steps = np.where(changed, self.step * np.exp(logs), 0.0)[self.sets]
+        return genes + steps * rng.standard_normal(len(genes)), logs
 
     def tell(self, order: Sequence[int]) -> None:
         """Take over the best of the generation.
@@ -75,18 +92,16 @@ class Strategy:
             generation may be cut short.
         """
         chosen = [self._asked[place] for place in order[: self.parents]]
-        weights = np.log(len(chosen) + 0.5) - np.log(np.arange(1, len(chosen) + 1))
-        weights /= weights.sum()
-        self.mean = sum(w * genes for w, (genes, _) in zip(weights, chosen, strict=True))
-        self.logs = sum(w * logs for w, (_, logs) in zip(weights, chosen, strict=True))
+        self.genes = np.array([genes for genes, _ in chosen])
+        self.logs = np.array([logs for _, logs in chosen])
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What :meth:`restore` needs between generations."""
-        return {"mean": self.mean, "logs": self.logs}
+        return {"genes": self.genes, "logs": self.logs}
 
     def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Go on where another left off."""
-        self.mean, self.logs = arrays["mean"], arrays["logs"]
+        self.genes, self.logs = arrays["genes"], arrays["logs"]
 
 
 @dataclass(kw_only=True, eq=False)
