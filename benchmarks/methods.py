@@ -229,7 +229,7 @@ def write_report(methods: Sequence[Method], store: Store, cases: Cases) -> list[
                 failures.append(f"report of {method.name}: {type(error).__name__}: {error}")
                 parts.append(f"{len(results)} cells are done; no table can be made of them yet.")
         if missing:
-            named = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
+            named = ", ".join(missing[:NAMED]) + (" and more" if len(missing) > NAMED else "")
             parts.append(f"Not run yet, {len(missing)} of {len(records)}: {named}.")
     rows = [(name, cases.origin(sha), f"`{sha[:16]}`") for name, sha in sorted(networks.items())]
     head = [HEAD.format(options=options).strip()]

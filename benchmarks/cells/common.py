@@ -87,6 +87,7 @@ NETWORKS: Mapping[str, _Network] = {
     "lenet5-cifar10": _Network(data="cifar10", file="lenet5_cifar10.pt", shipped="lenet5"),
     "lenet5-mnist": _Network(data="mnist", file="lenet5_mnist.pt", shipped="lenet5"),
     "resnet8-cifar10": _Network(data="cifar10", file="resnet8_cifar10.onnx"),
+    "allcnn-cifar10": _Network(data="cifar10", file="allcnn_cifar10.safetensors"),
     "goyal-mnist": _Network(data="mnist", file="goyal-seq-mnist.onnx", preprocess="unit"),
     "goyal-cifar10": _Network(data="cifar10", file="goyal-seq-cifar10.onnx", preprocess="unit"),
     "lenet5-digits": _Network(data="digits", shipped="lenet5"),
