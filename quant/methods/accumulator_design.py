@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -21,108 +20,28 @@ from quant.methods.accumulator_bounds import (
     maximal_pairs,
     needed_width,
 )
-from quant.methods.accumulator_fit import Effort, Fit, Limits, Moments, moments
+from quant.methods.accumulator_fit import (
+    BIAS_BITS,
+    Fit,
+    Moments,
+    bias_unit,
+    moments,
+)
+from quant.methods.accumulator_project import Real
 from quant.methods.accumulator_samples import Samples, best_clips, joint_values, tie_units
 from quant.methods.accumulator_scales import (
     Observed,
-    Scales,
     best_scales,
     best_single,
     plain_fit,
     seen_interval,
 )
+from quant.methods.accumulator_setting import NARROWEST, PIXELS_LOG2, Rules, Setting, is_pixels
 from quant.plan import LayerPlan, Plan
 
-__all__ = ["PIXELS", "Designer", "Rules", "Setting", "Source", "with_pixels"]
+__all__ = ["Designer", "Source"]
 
 Mac = fg.Conv | fg.Linear
-
-NARROWEST = 2
-"""Bits of the narrowest weights that are looked at: -2 to 1."""
-
-BIAS_BITS = 16
-
-PIXELS = "pixels"
-"""Name of the layer that rescales raw pixels."""
-
-PIXELS_LOG2 = 2
-"""Rescaled pixels lie below this power of two: the size that normalised ones have."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """What holds for all layers.
-
-    Parameters
-    ----------
-    bits : int
-        Width P of the accumulators.
-    widest : int
-        Most bits of data and of weights.
-    bound : Bound
-    scales : Scales
-    effort : Effort
-    margins : mapping of str to int
-        By layer: bits less than P that observed accumulators may take.
-    """
-
-    bits: int
-    widest: int
-    bound: Bound
-    scales: Scales
-    effort: Effort = field(default_factory=Effort)
-    margins: Mapping[str, int] = field(default_factory=dict)
-
-    def limits(self, form: Fixed, taps: int, weights: int) -> Limits:
-        """Limits of integer weights of a width on data of a format."""
-        top = 1 << (self.bits - 1)
-        bias_low, bias_high = -top, top - 1
-        if self.bits > BIAS_BITS:
-            bias_low, bias_high = -(1 << (BIAS_BITS - 1)), (1 << (BIAS_BITS - 1)) - 1
-        low = -(1 << (weights - 1))
-        if self.bound is Bound.FORMATS:  # biases have what products leave
-            ends = [w * x * taps for w in (low, -low - 1) for x in (form.low, form.high)]
-            bias_low = max(bias_low, min(0, -top - min(ends)))
-            bias_high = min(bias_high, max(0, top - 1 - max(ends)))
-        else:
-            low += 1
-        bounded = self.bound is Bound.WEIGHTS
-        return Limits(
-            low=low,
-            high=(1 << (weights - 1)) - 1,
-            input_low=form.low,
-            input_high=form.high,
-            acc_low=-top if bounded else None,
-            acc_high=top - 1 if bounded else None,
-            bias_low=bias_low,
-            bias_high=bias_high,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """What a search varies.
-
-    Parameters
-    ----------
-    bits : tuple of (str, int)
-        Width of the codes of each set of tensors that share a format, by representative.
-    clips : tuple of (str, int)
-        By representative too: half-octaves by which its range is wider than the one with the least
-        squared error. Pairs of halves count where only octaves can be had.
-    """
-
-    bits: tuple[tuple[str, int], ...]
-    clips: tuple[tuple[str, int], ...]
-
-    def changed(self, name: str, *, bits: int | None = None, clip: int | None = None) -> Setting:
-        """The same but for one tensor."""
-        widths, clips = dict(self.bits), dict(self.clips)
-        if bits is not None:
-            widths[name] = bits
-        if clip is not None:
-            clips[name] = clip
-        return Setting(bits=tuple(widths.items()), clips=tuple(clips.items()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -226,7 +145,7 @@ class Designer:
         keys = self._tied(root)
         if free and keys == (key,):
             return Fixed(width=bits, frac=bits - signed, signed=signed)
-        if _is_pixels(self.graph, key):
+        if is_pixels(self.graph, key):
             return Fixed(width=bits, frac=bits - PIXELS_LOG2, signed=False)
         unit_key = tuple((k, dict(setting.bits)[k], dict(setting.clips)[k]) for k in keys)
         known = (key, bits, clip, unit_key if free else ())
@@ -252,7 +171,7 @@ class Designer:
 
     def clip_step(self, key: str) -> int:
         """By how many half-octaves the range of a tensor may change; 0 if it is given."""
-        if not self.feeds(key) or _is_pixels(self.graph, key):
+        if not self.feeds(key) or is_pixels(self.graph, key):
             return 0
         root = self.ties.root[self.feeds(key)[0]]
         if root not in self.ties.free:
@@ -286,7 +205,9 @@ class Designer:
         if key not in self._layers:
             if self.plain:
                 bits = max(self.weight_bits(node, source), NARROWEST)
-                self._layers[key] = self._plan(node, source, self.plain_fits(node, source, bits))
+                self._layers[key] = self._plan(
+                    node, source, self.plain_fits(node, source, bits), bits
+                )
             else:
                 self._layers[key] = self.fit(node, source, out, self.codes(node, source))
         return self._layers[key]
@@ -342,22 +263,30 @@ class Designer:
                 Observed(codes[:, g * taps : (g + 1) * taps], margin) for g in range(len(known))
             ]
         if self.assembler.hands_out_accumulators(self.groups[node.name]):
-            return self._plan(node, source, best_single(known, limits, rules.effort, observed))
+            return self._plan(
+                node, source, best_single(known, limits, rules.effort, observed), bits
+            )
         fits = [
             best_scales(one, limits, rules.scales, rules.effort, observed[g] if observed else None)
             for g, one in enumerate(known)
         ]
-        return self._plan(node, source, fits)
+        return self._plan(node, source, fits, bits)
 
-    def _plan(self, node: Mac, source: Source, fits: list[Fit]) -> LayerPlan:
+    def _plan(self, node: Mac, source: Source, fits: list[Fit], bits: int) -> LayerPlan:
         found = np.concatenate([f.codes for f in fits])
+        bias: Real = np.concatenate([f.bias for f in fits]).astype(np.float64)
+        unit = bias_unit(bias)
+        if unit > 1:  # one shift for all groups, within what their weights leave
+            limits = self.rules.limits(source.form, found.shape[1], bits)
+            limits = replace(limits, bias_unit=unit)
+            bias = limits.clip_bias(bias, *limits.room(found.astype(np.float64)))
         single = self.plain or self.assembler.hands_out_accumulators(self.groups[node.name])
         scale = np.concatenate([f.scale for f in fits])
         return LayerPlan(
             codes=found.reshape(node.weight.shape),
             width=signed_width(min(int(found.min()), 0), max(int(found.max()), 0)),
             scale=(scale[:1] if single else scale) / source.form.scale,
-            bias=np.concatenate([f.bias * f.scale for f in fits]),
+            bias=(bias * scale).astype(np.float64),
             bias_width=min(BIAS_BITS, self.rules.bits),
         )
 
@@ -444,27 +373,3 @@ def _interval(fit: Fit, form: Fixed) -> tuple[Floats, Floats]:
     plus, minus = np.maximum(fit.codes, 0).sum(1), np.maximum(-fit.codes, 0).sum(1)
     low, high = min(form.low, 0), form.high
     return plus * low - minus * high + fit.bias, plus * high - minus * low + fit.bias
-
-
-def _is_pixels(graph: fg.FloatGraph, key: str) -> bool:
-    return key == PIXELS and isinstance(graph.node(key), fg.ChannelAffine)
-
-
-def with_pixels(graph: fg.FloatGraph) -> fg.FloatGraph:
-    """Put a rescaling of the raw pixels in front of the layers that read them."""
-    scale = 2.0 ** (PIXELS_LOG2 - 8)
-    channels = graph.input_shape[0]
-    node = fg.ChannelAffine(
-        name=PIXELS, inputs=(INPUT,), scale=np.full(channels, scale), offset=np.zeros(channels)
-    )
-
-    def moved(old: fg.Node) -> fg.Node:
-        if INPUT not in old.inputs:
-            return old
-        new = replace(old, inputs=tuple(PIXELS if i == INPUT else i for i in old.inputs))
-        if isinstance(new, fg.Conv | fg.Linear):
-            return replace(new, weight=new.weight / scale)
-        return new
-
-    nodes = (graph.nodes[0], node, *(moved(old) for old in graph.nodes[1:]))
-    return replace(graph, nodes=nodes)

@@ -12,21 +12,31 @@ which is up to twice as tight, and centring the weights, A2Q+, comes out where i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Fit", "Limits", "Moments", "descend", "fit_codes", "moments", "project", "shrink_round"]
+from quant.methods.accumulator_project import Real, project, shrink_round
+
+__all__ = [
+    "BIAS_BITS",
+    "QUICK",
+    "Effort",
+    "Fit",
+    "Limits",
+    "Moments",
+    "bias_unit",
+    "descend",
+    "fit_codes",
+    "moments",
+]
 
 RIDGE = 0.01
 """Added to the diagonal of a covariance, relative to its mean: samples are few."""
 
-Real = NDArray[np.floating[Any]]
-"""Real numbers, or integers as floats: float64, or float32 where speed counts."""
-
-HALVINGS = 24
+BIAS_BITS = 16
+"""Most bits of a stored bias."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +98,8 @@ class Limits:
         Interval of accumulators, for any input; None: no bound.
     bias_low, bias_high : int
         Smallest and largest integer bias.
+    bias_unit : int
+        Biases are multiples of it: wide ones are stored without their lowest bits.
     """
 
     low: int
@@ -98,6 +110,20 @@ class Limits:
     acc_high: int | None
     bias_low: int
     bias_high: int
+    bias_unit: int = 1
+
+    def clip_bias(self, bias: Real, low: Real | None = None, high: Real | None = None) -> Real:
+        """The nearest biases that may be, within ``low`` and ``high`` too."""
+        unit = self.bias_unit
+        first: Real = np.full(bias.shape, float(self.bias_low))
+        last: Real = np.full(bias.shape, float(self.bias_high))
+        if self.acc_low is not None and self.acc_high is not None:
+            first, last = np.maximum(first, self.acc_low), np.minimum(last, self.acc_high)
+        if low is not None and high is not None:
+            first, last = np.maximum(first, low), np.minimum(last, high)
+        first, last = np.ceil(first / unit) * unit, np.floor(last / unit) * unit
+        found: Real = np.clip(np.floor(bias / unit + 0.5) * unit, first, last)
+        return found
 
     def budgets(self, bias: Real) -> tuple[Real, Real, bool]:
         """Largest sums of positive codes and of magnitudes of negative ones, for integer biases.
@@ -198,76 +224,6 @@ def moments(
         mean_codes=mean_codes,
         mean_out=weight @ mean_in + bias,
     )
-
-
-def project(values: Real, positive: Real, negative: Real, *, joint: bool = False) -> Real:
-    """The nearest point whose positive entries sum to at most ``positive``, and so on.
-
-    Parameters
-    ----------
-    values : float array ``(rows, taps)``
-    positive, negative : float arrays ``(rows,)``
-        Budgets, at least 0.
-    joint : bool
-        Whether ``positive`` bounds the sum of all magnitudes.
-    """
-    if joint:
-        return np.sign(values) * _onto_simplex(np.abs(values), positive)
-    plus = _onto_simplex(np.maximum(values, 0), positive)
-    return plus - _onto_simplex(np.maximum(-values, 0), negative)
-
-
-def _onto_simplex(values: Real, budget: Real) -> Real:
-    """Non-negative rows, projected onto those of a sum of at most ``budget``."""
-    over = values.sum(1) > budget
-    if not over.any():
-        return values
-    part, limit = values[over], budget[over]
-    falling = -np.sort(-part, axis=1)
-    ahead = np.cumsum(falling, axis=1) - limit[:, None]
-    count = np.arange(1, part.shape[1] + 1)
-    # The last place where an entry exceeds the threshold that it and all larger ones imply.
-    last = np.maximum((falling * count > ahead).sum(1), 1) - 1
-    threshold = np.maximum(ahead[np.arange(len(part)), last] / (last + 1), 0)
-    out = values.copy()
-    out[over] = np.maximum(part - threshold[:, None], 0)
-    return out
-
-
-def shrink_round(
-    values: Real,
-    positive: Real,
-    negative: Real,
-    *,
-    low: int,
-    high: int,
-    joint: bool = False,
-) -> Real:
-    """Integers near ``values`` within the budgets: least shrinkage, then the nearest integer.
-
-    Rounding to nearest after shrinking by 1/2 is rounding toward zero (A2Q's); here the shrinkage
-    is the least that meets the budget, so that it is used up. Parameters as in :func:`project`;
-    ``low <= 0 <= high`` bound each integer.
-    """
-    if joint:
-        size = np.clip(np.abs(values), 0, min(-low, high))
-        return np.sign(values) * _shrunk(size, positive)
-    plus = _shrunk(np.clip(values, 0, high), positive)
-    return plus - _shrunk(np.clip(-values, 0, -low), negative)
-
-
-def _shrunk(values: Real, budget: Real) -> Real:
-    rounded: Real = np.floor(values + 0.5)
-    over = rounded.sum(1) > budget
-    if over.any():
-        part, limit = values[over], budget[over]
-        least, most = np.zeros(len(part)), part.max(1) + 0.5
-        for _ in range(HALVINGS):
-            middle = (least + most) / 2
-            fits = np.floor(np.maximum(part - middle[:, None], 0) + 0.5).sum(1) <= limit
-            least, most = np.where(fits, least, middle), np.where(fits, middle, most)
-        rounded[over] = np.floor(np.maximum(part - most[:, None], 0) + 0.5)
-    return rounded
 
 
 def _relax(
@@ -377,8 +333,16 @@ def descend(
     return q
 
 
+def bias_unit(bias: Real) -> int:
+    """Power of two that integer biases must be multiples of to be stored in 16 bits."""
+    far = int(np.abs(bias).max())
+    return 1 if far < 1 << (BIAS_BITS - 1) else 1 << (far.bit_length() - BIAS_BITS + 2)
+
+
 def fit_codes(known: Moments, scales: Real, limits: Limits, effort: Effort) -> Fit:
     """Integer weights and biases at given scales.
+
+    Wide biases are multiples of a power of two, so that they are stored in few bits.
 
     Parameters
     ----------
@@ -394,23 +358,24 @@ def fit_codes(known: Moments, scales: Real, limits: Limits, effort: Effort) -> F
     fine, covariance = wanted.astype(np.float32), known.covariance.astype(np.float32)
 
     def biases(q: Real) -> Real:
-        found = np.floor(level - q @ known.mean_codes + 0.5)
-        return np.clip(found, limits.bias_low, limits.bias_high)
+        return np.floor(level - q @ known.mean_codes + 0.5)
 
-    bias, codes = biases(wanted), fine
+    bias = biases(wanted)
+    limits = replace(limits, bias_unit=bias_unit(bias))
     active = np.arange(len(wanted))  # rows whose bias leaves less than their weights take
     codes = np.zeros_like(fine)
     for _ in range(effort.rounds):
         codes[active] = _integers(
-            fine[active], covariance, limits, _within(bias[active], limits), effort
+            fine[active], covariance, limits, limits.clip_bias(bias[active]), effort
         )
         bias = biases(codes)
         low, high = limits.room(codes)
-        active = np.flatnonzero((bias < low) | (bias > high))
+        wished = limits.clip_bias(bias)
+        active = np.flatnonzero((wished < low) | (wished > high))
         if len(active) == 0:
             break
     low, high = limits.room(codes)
-    kept = np.clip(bias, low, high)
+    kept = limits.clip_bias(bias, low, high)
     off = codes - fine
     error = np.einsum("ok,ok->o", off @ covariance, off).astype(np.float64)
     error = (error + (kept - (level - codes @ known.mean_codes)) ** 2) * scales**2
@@ -434,9 +399,3 @@ def _integers(wanted: Real, covariance: Real, limits: Limits, bias: Real, effort
         joint=joint,
         sweeps=effort.sweeps,
     )
-
-
-def _within(bias: Real, limits: Limits) -> Real:
-    if limits.acc_low is None or limits.acc_high is None:
-        return bias
-    return np.clip(bias, limits.acc_low, limits.acc_high)

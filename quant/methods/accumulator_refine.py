@@ -9,8 +9,9 @@ from hwgen.ir import INPUT
 from hwgen.ir.executor import Executor
 from quant import graph as fg
 from quant.formats import Floats
-from quant.methods.accumulator_design import Designer, Setting
+from quant.methods.accumulator_design import Designer
 from quant.methods.accumulator_samples import layer_taps
+from quant.methods.accumulator_setting import Setting
 from quant.plan import Plan
 
 __all__ = ["refined"]

@@ -9,7 +9,16 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.methods.accumulator_fit import QUICK, Effort, Fit, Limits, Moments, Real, fit_codes
+from quant.methods.accumulator_fit import (
+    QUICK,
+    Effort,
+    Fit,
+    Limits,
+    Moments,
+    bias_unit,
+    fit_codes,
+)
+from quant.methods.accumulator_project import Real
 
 __all__ = ["Observed", "Scales", "best_scales", "best_single", "plain_fit", "seen_interval"]
 
@@ -65,14 +74,16 @@ def _base(known: Moments, limits: Limits) -> Real:
     size = np.abs(known.target)
     widest = np.maximum(size.max(1), 1e-12) / limits.high
     if limits.acc_high is None:
-        return widest
+        free: Real = widest
+        return free
     far = max(limits.input_high, -limits.input_low)
     if limits.input_low:
         total = size.sum(1)
     else:
         plus, minus = np.maximum(known.target, 0), np.maximum(-known.target, 0)
         total = np.maximum(plus.sum(1), minus.sum(1))
-    return np.maximum(total * far / limits.acc_high, widest / 2)
+    least: Real = np.maximum(total * far / limits.acc_high, widest / 2)
+    return least
 
 
 def best_scales(
@@ -162,8 +173,8 @@ def plain_fit(known: Sequence[Moments], limits: Limits) -> list[Fit]:
         for one in known:
             wanted = one.target / step
             codes = np.clip(np.floor(wanted + 0.5), limits.low, limits.high)
-            bias = np.floor(one.mean_out / step - codes @ one.mean_codes + 0.5)
-            bias = np.clip(bias, limits.bias_low, limits.bias_high)
+            bias = one.mean_out / step - codes @ one.mean_codes
+            bias = replace(limits, bias_unit=bias_unit(bias)).clip_bias(bias)
             off = codes - wanted
             error = np.einsum("ok,ok->o", off @ one.covariance, off) * step**2
             fits.append(

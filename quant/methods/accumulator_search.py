@@ -10,7 +10,8 @@ from typing import Any
 from hwgen.ir import Network
 from quant.judge import Judge, Score
 from quant.methods.accumulator_bounds import Bound
-from quant.methods.accumulator_design import Designer, Setting
+from quant.methods.accumulator_design import Designer
+from quant.methods.accumulator_setting import Setting
 
 __all__ = ["Book", "allowed", "beam_search", "fill_moves", "near_moves", "uniform"]
 

@@ -13,8 +13,10 @@ from hwgen.ir import Fixed
 from hwgen.ir.formats import signed_width
 from quant import graph as fg
 from quant.methods.accumulator_bounds import Bound
-from quant.methods.accumulator_design import BIAS_BITS, Designer, Setting
-from quant.methods.accumulator_fit import HALVINGS, Limits, Real, shrink_round
+from quant.methods.accumulator_design import Designer
+from quant.methods.accumulator_fit import BIAS_BITS, Limits, bias_unit
+from quant.methods.accumulator_project import HALVINGS, Real, shrink_round
+from quant.methods.accumulator_setting import Setting
 from quant.plan import LayerPlan, Plan
 from quant.straight import TensorMap, fixed_ste
 
@@ -83,16 +85,15 @@ class _LayerMaps:
     def biases(self, x: Tensor) -> Tensor:
         """Integer biases."""
         with torch.no_grad():
-            low, high = self.limits.bias_low, self.limits.bias_high
-            codes = (x / self.step + 0.5).floor().clamp(low, high)
-            self.bias = codes.double()
-            value = codes * self.step
+            bias = self.limits.clip_bias((x / self.step).double().numpy())
+            self.bias = torch.from_numpy(bias)
+            value = self.bias.float() * self.step
         found: Tensor = _Straight.apply(x, value)  # type: ignore[no-untyped-call]
         return found
 
 
 def _shrunk(values: Tensor, budget: Real) -> Tensor:
-    """See :func:`quant.methods.accumulator_fit.shrink_round`."""
+    """See :func:`quant.methods.accumulator_project.shrink_round`."""
     rounded = (values + 0.5).floor()
     limit = torch.tensor(budget, dtype=torch.float32)
     over = rounded.sum(1) > limit
@@ -111,7 +112,8 @@ def _limits(designer: Designer, layer: LayerPlan, form: Fixed) -> Limits:
     """Limits of a layer; outside the weights' bound also those of its width."""
     rules = designer.rules
     bits = rules.widest if rules.bound is Bound.WEIGHTS else layer.width
-    return rules.limits(form, layer.codes[0].size, bits)
+    limits = rules.limits(form, layer.codes[0].size, bits)
+    return replace(limits, bias_unit=bias_unit(layer.bias / (layer.scale * form.scale)))
 
 
 def prepare(designer: Designer, setting: Setting, plan: Plan) -> Tuning:
@@ -152,8 +154,7 @@ def tuned_plan(designer: Designer, setting: Setting, plan: Plan, trained: fg.Flo
         form = designer.source(designer.graph.node(node.name), setting).form  # type: ignore[arg-type]
         limits = _limits(designer, old, form)
         step = old.scale * form.scale
-        bias = np.clip(np.floor(node.bias / step + 0.5), limits.bias_low, limits.bias_high)
-        bias = np.broadcast_to(bias, node.bias.shape)
+        bias = limits.clip_bias(node.bias / step)
         positive, negative, joint = limits.budgets(bias)
         flat = (node.weight / old.scale.reshape(-1, *[1] * (node.weight.ndim - 1))).reshape(
             len(node.weight), -1
