@@ -75,7 +75,7 @@ class EvolveOptions:
     mutation: float = 0.15
     sampler: Sampler = Sampler.NSGA2
     epochs: float = 2.0
-    final_epochs: float = 40.0
+    final_epochs: float = 30.0
     finalists: int = 6
     widths: tuple[int, int] = (2, 8)
     activations: tuple[int, int] = (2, 8)
