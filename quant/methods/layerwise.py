@@ -55,8 +55,11 @@ FITTED_MACS = 10**10
 PROBED_MACS = 2 * 10**10
 """Multiply-accumulates of the images that sensitivities are measured on."""
 
-FEWEST, MOST_FITTED = 300, 3_000
+FEWEST, MOST_FITTED = 300, 5_000
 """Fewest images of any of these, and most to which weights are fitted."""
+
+MOST_CONTROL = 10_000
+"""Most training images that confirm what the search chose."""
 
 
 class LayerwiseMode(Enum):
@@ -78,7 +81,7 @@ class LayerwiseOptions:
     tolerance : float, optional
         In the paper's mode its T, 0.005: weights may lose so much of the accuracy, activations as
         much again. In the improved mode the relative drop that is allowed on the search images,
-        0.0065: less than ``max_drop``, because the network is chosen for them.
+        0.0075: less than ``max_drop``, because the network is chosen for them.
     max_drop : float
         The relative drop that is allowed in the end.
     images : int, optional
@@ -125,7 +128,7 @@ class LayerwiseOptions:
                 )
         if self.tolerance is None:
             paper = self.mode is LayerwiseMode.PAPER
-            object.__setattr__(self, "tolerance", 0.005 if paper else min(0.0065, self.max_drop))
+            object.__setattr__(self, "tolerance", 0.005 if paper else min(0.0075, self.max_drop))
         ranges = {
             "images": (10, None),
             "calibration": (1, None),
@@ -183,8 +186,11 @@ def layerwise(
     -------
     Result
         The record holds the widths, the savings against 8 bits everywhere (``cost``), whether the
-        limit was met on the search images (``limit_met``), and if not the best drop reached and the
-        layer that binds (``binding``). The network is the best that was found in either case.
+        limit was met on the search images (``limit_met``), and if not the best drop reached
+        (``search_drop``) and the layer that binds (``binding``). The network is the best that was
+        found in either case. In the improved mode training images that weights were not fitted to
+        confirm it (``confirmation``): of the networks that were the best so far, the cheapest that
+        keeps the limit there too is the result.
 
     Raises
     ------
@@ -303,42 +309,65 @@ def _improved(
     images, labels = splits.search_images, splits.search_labels
     count = options.images or _some(images, SCORED_MACS, macs)
     probed = min(count, _some(images, PROBED_MACS, macs))
-    fitted = _some(splits.train_images, FITTED_MACS, macs, MOST_FITTED)
+    half = splits.train_images[: len(splits.train_images) // 2]
+    fitted = _some(half, FITTED_MACS, macs, MOST_FITTED)
+    others = splits.train_images[fitted:], splits.train_labels[fitted:]
+    control = _some(others[0], SCORED_MACS, macs, MOST_CONTROL)
+    others = others[0][:control], others[1][:control]
     found = kept.load()
     journal: dict[str, list[Any]] = {} if found is None else dict(found[0]["journal"])
-    judge = Judge(images[:count], labels[:count])
     evaluations = Evaluations(
         space=space,
         calibrator=Calibrator(
             assembler, splits.train_images[:fitted], seed, multipliers=options.multipliers
         ),
-        judge=judge,
+        judge=Judge(images[:count], labels[:count]),
         probe=Judge(images[:probed], labels[:probed]),
+        control=Judge(*others),
         journal=journal,
         save=lambda: kept.save({"journal": journal}, {}),
         biases=options.bias_bits,
     )
     exact = float_accuracy(graph, images[:count], labels[:count])
-    floor = ceil(round((1 - options.limit) * exact * count, 6))
-    price = Price(space)
     search = Search(
         evaluations=evaluations,
-        price=price,
-        floor=floor,
+        price=Price(space),
+        floor=_floor(exact, count, options.limit),
         tries=options.tries,
     )
     with progress.steps("networks", search.total) as advance:
-        widths, score, _ = search.run(advance)
+        widths, score, met = search.run(advance)
+    confirmation: dict[str, Any] = {}
+    if met:
+        control_accuracy = float_accuracy(graph, *others)
+        floor = _floor(control_accuracy, control, options.limit)
+        widths, score, check = search.confirm(floor)
+        confirmation = {
+            "images": control,
+            "drop": _drop(control_accuracy, check.accuracy),
+            "good": check.correct >= floor,
+        }
     network, plan = evaluations.network(widths, name)
-    drop = (exact - score.accuracy) / exact if exact else 0.0
+    drop = _drop(exact, score.accuracy)
     record = {
         "evaluations": len(journal),
         "images_judged": count,
+        "confirmation": confirmation,
         "history": search.history,
         "widths": _table(space, widths.weights, widths.outputs),
         **_verdict(drop, options.limit, lambda: search.binding(widths)),
     }
     return network, plan, record
+
+
+def _floor(accuracy: float, images: int, limit: float) -> int:
+    """The fewest correct images that a relative drop allows."""
+    return ceil(round((1 - limit) * accuracy * images, 6))
+
+
+def _drop(exact: float, integer: float) -> float:
+    """The relative drop."""
+    return (exact - integer) / exact if exact else 0.0
 
 
 def _table(

@@ -34,8 +34,8 @@ class Evaluations:
     ----------
     space : Space
     calibrator : Calibrator
-    judge, probe : Judge
-        On the images that decide, and on fewer for sensitivities.
+    judge, probe, control : Judge
+        On the images that decide, on fewer for sensitivities, and on others that confirm.
     journal : dict
         Scores by key, kept between runs.
     save : callable
@@ -48,6 +48,7 @@ class Evaluations:
     calibrator: Calibrator
     judge: Judge
     probe: Judge
+    control: Judge
     journal: dict[str, list[Any]]
     save: Callable[[], object]
     biases: int = 8
@@ -77,9 +78,17 @@ class Evaluations:
         key = f"whole {widths.key()} {floor}"
         return self._known(key, lambda: self.judge.score(self.network(widths)[0], floor=floor))
 
-    def changed(self, widths: Widths, place: int, width: int) -> Score:
-        """The score on the probe images with one width changed and nothing else fitted anew."""
-        key = f"probe {widths.key()} {place} {width}"
+    def confirmed(self, widths: Widths) -> Score:
+        """The score of the network of these widths on images that search does not look at."""
+        key = f"confirm {widths.key()}"
+        return self._known(key, lambda: self.control.score(self.network(widths)[0]))
+
+    def changed(self, widths: Widths, place: int, width: int, *, coarser: bool = False) -> Score:
+        """The score on the probe images with one width changed and nothing else fitted anew.
+
+        ``coarser``: and twice the step, for an output.
+        """
+        key = f"probe {widths.key()} {place} {width}{' coarser' if coarser else ''}"
 
         def measure() -> Score:
             plan, problems = self.fitted(widths)
@@ -87,7 +96,9 @@ class Evaluations:
                 layer = self.space.layers[place]
                 plan = plan.with_layers(**{layer: problems[layer].solve(width, self.biases)})
             else:
-                plan = plan.with_outputs(self.space.formats(widths.moved(place, width)))
+                moved, space = widths.moved(place, width), self.space
+                formats = space.coarser(moved, place) if coarser else space.formats(moved)
+                plan = plan.with_outputs(formats)
             return self.probe.score(self.space.assembler.assemble(plan))
 
         return self._known(key, measure)
@@ -121,8 +132,8 @@ class Search:
         The fewest correct images of the judge's.
     tries : int
         Networks that are tried in the end.
-    history : list
-        Receives what was the best so far.
+    history, good : list
+        Receive what was the best so far.
     """
 
     evaluations: Evaluations
@@ -130,6 +141,7 @@ class Search:
     floor: int
     tries: int
     history: list[dict[str, Any]] = field(default_factory=list)
+    good: list[tuple[Widths, Score]] = field(default_factory=list)
     done: int = 0
     _advance: Advance = field(default=lambda done, total, text: None, repr=False)
 
@@ -178,7 +190,33 @@ class Search:
             }
             if not self.history or entry["price"] < self.history[-1]["price"]:
                 self.history.append(entry)
+                self.good.append((widths, score))
         return score
+
+    def confirm(self, floor: int) -> tuple[Widths, Score, Score]:
+        """The cheapest of the best so far that is good enough on other images too.
+
+        Whatever search chooses is a bit lucky on the images that it is judged on.
+
+        Parameters
+        ----------
+        floor : int
+            The fewest correct of the images that confirm.
+
+        Returns
+        -------
+        Widths, Score
+        Score
+            On the images that confirm; below the floor where nothing was good enough there: the
+            widths are then those that came closest.
+        """
+        seen = []
+        for widths, score in reversed(self.good):
+            found = self.evaluations.confirmed(widths)
+            seen.append((widths, score, found))
+            if found.correct >= floor:
+                return seen[-1]
+        return max(seen, key=lambda entry: entry[2])
 
     def _losses(self, centre: Widths) -> Table:
         """The loss that each width adds to all others' at the centre's.
@@ -190,7 +228,7 @@ class Search:
         for place in range(centre.places):
             base = self.evaluations.changed(centre, place, centre.at(place)).loss
             raw = {
-                width: max(self.evaluations.changed(centre, place, width).loss - base, 0.0)
+                width: max(self._least(centre, place, width) - base, 0.0)
                 for width in range(NARROWEST, MEASURED + 1)
             }
             law = float(np.median([raw[w] * 4.0**w for w in range(NARROWEST + 1, MEASURED + 1)]))
@@ -202,6 +240,16 @@ class Search:
                     found = max(found, raw[width], previous)
                 table[place, width] = previous = found
         return table
+
+    def _least(self, centre: Widths, place: int, width: int) -> float:
+        """The loss with one width changed; an output takes the better of two steps from then on."""
+        loss = self.evaluations.changed(centre, place, width).loss
+        if place < len(centre.weights):
+            return loss
+        other = self.evaluations.changed(centre, place, width, coarser=True).loss
+        if other < loss:
+            self.evaluations.space.coarsen(place, width)
+        return min(loss, other)
 
     def _added(self, widths: Widths, table: Table) -> float:
         return sum(table[place, widths.at(place)] for place in range(widths.places))

@@ -75,6 +75,7 @@ class Space:
         self.tensors = tuple(tuple(makers) for makers in roots.values())
         self.roots = tuple(roots)
         self._formats: dict[tuple[int, int], Fixed] = {}
+        self._coarser: set[tuple[int, int]] = set()
 
     def label(self, place: int) -> str:
         """What a place of :class:`Widths` is, in words."""
@@ -90,6 +91,10 @@ class Space:
     def uniform(self, width: int) -> Widths:
         """All widths alike."""
         return Widths((width,) * len(self.layers), (width,) * len(self.tensors))
+
+    def coarsen(self, place: int, width: int) -> None:
+        """From now on give an output of so many bits twice the step of the least squared error."""
+        self._coarser.add((place - len(self.layers), width))
 
     def formats(self, widths: Widths) -> dict[str, Fixed]:
         """Output formats by layer."""
@@ -115,7 +120,15 @@ class Space:
                 what=f"the activations of {self.tensors[index][0]}",
                 extremes=(min(t.low for t in tensors), max(t.high for t in tensors)),
             )
-        return self._formats[key]
+        form = self._formats[key]
+        return replace(form, frac=form.frac - 1) if key in self._coarser else form
+
+    def coarser(self, widths: Widths, place: int) -> dict[str, Fixed]:
+        """:meth:`formats` with twice the step for one output."""
+        out = self.formats(widths)
+        for name in self.tensors[place - len(self.layers)]:
+            out[name] = replace(out[name], frac=out[name].frac - 1)
+        return out
 
 
 def _is_used(graph: fg.FloatGraph, name: str) -> bool:
