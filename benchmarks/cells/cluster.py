@@ -76,7 +76,7 @@ def _variants(base: ClusterOptions, *, few: bool) -> Iterator[tuple[ClusterOptio
     """Options and seeds: all starts without tuning, then some with; ``few`` leaves out some."""
     plain = replace(base, tune_epochs=0)
     for bits in (5, 4):
-        for seeding in Seeding:
+        for seeding in (*_MAIN, Seeding.PLUSPLUS, Seeding.NONE) if few else Seeding:
             options = replace(plain, bits=bits, seeding=seeding)
             seeds = SEEDS if seeding in CHANCE and not few else SEEDS[:1]
             yield from ((options, seed) for seed in seeds)
@@ -88,8 +88,8 @@ def _variants(base: ClusterOptions, *, few: bool) -> Iterator[tuple[ClusterOptio
     tuned = replace(base, tune_epochs=1 if few else 2)
     yield replace(tuned, bits=5), 0
     yield replace(tuned, bits=4), 0
-    yield replace(tuned, bits=4, seeding=Seeding.EXACT), 0
     if not few:
+        yield replace(tuned, bits=4, seeding=Seeding.EXACT), 0
         yield replace(tuned, bits=5, seeding=Seeding.EXACT), 0
         yield replace(tuned, bits=4, seeding=Seeding.NONE), 0
         yield replace(tuned, bits=4, codebook=True), 0

@@ -302,20 +302,17 @@ class _Run:
         self._whole, self._splits, self.options, self._seed = whole, splits, options, seed
         self.progress, self._given = progress, pruned
         self.history: list[dict[str, Any]] = []
-        data = hashlib.sha256(self._images.tobytes() + self._labels.tobytes()).hexdigest()
         chosen = options.pruning() if kind == "prune" else options.record()
-        self._state = SearchState(
-            path=state,
-            identity={
-                "method": kind,
-                "options": chosen,
-                "seed": seed,
+        identity = {"method": kind, "options": chosen, "seed": seed}
+        if state is not None:  # digests of all images take a while
+            data = hashlib.sha256(self._images.tobytes() + self._labels.tobytes()).hexdigest()
+            identity |= {
                 "network": graph_digest(whole),
                 "pruned": None if pruned is None else graph_digest(pruned),
                 "search_images": splits.digest(),
                 "training_images": data,
-            },
-        )
+            }
+        self._state = SearchState(path=state, identity=identity)
         record, self._arrays = self._state.load() or ({}, {})
         self._losses: dict[str, list[float]] = record.get("losses", {})
 
