@@ -25,6 +25,10 @@ PLAIN = (Control.LINEAR, Control.MSE, Control.LLOYD)
 """Controls that are a quantiser of their own."""
 
 
+PLAIN_NAMES = ("uncorrected", "linear", "baseline", "mse", "lloyd")
+"""Quantisers that need no search: linear without and with corrected biases, and so on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
     """What is measured on one network.
@@ -97,7 +101,7 @@ def _cells(study: Study) -> Iterator[Cell]:
         yield Cell(
             name=f"{begin}-plain",
             run=partial(_plain, network=study.network, bits=bits, search=study.search),
-            config={"bits": bits, "search": study.search},
+            config={"bits": bits, "search": study.search, "quantisers": [*PLAIN_NAMES]},
         )
         base = study.options(bits)
         for form in Form:
@@ -145,13 +149,12 @@ def _plain(cases: Cases, *, network: str, bits: int, search: int | None) -> dict
     """The quantisers themselves, one evaluation each, and the baseline at the same widths."""
     case = cases.case(network, search)
     given = {"preprocess": case.preprocess, "splits": case.splits}
+    alone = AdaptiveOptions(bits=bits, evaluations=1)
+    options = {control.value: replace(alone, control=control) for control in PLAIN}
+    options["uncorrected"] = replace(alone, control=Control.LINEAR, correct_biases=False)
     found = {
-        control.value: adaptive(
-            case.graph,
-            **given,
-            options=AdaptiveOptions(bits=bits, evaluations=1, control=control),
-        ).table()
-        for control in PLAIN
+        name: adaptive(case.graph, **given, options=asked).table()
+        for name, asked in options.items()
     }
     widths = QuantConfig(bits=LayerBits(weights=bits, biases=bits, activations=8))
     found["baseline"] = linear(case.graph, **given, config=widths).table()
@@ -230,9 +233,9 @@ def report(results: Mapping[str, dict[str, Any]], out: Path) -> str:
     if any(row.searches for row in rows):
         _curves(rows, plot)
         parts.append(
-            f"![Loss on the search images of the best network so far]({plot.name})\n\nCross-entropy on"
-            " the search images of the best network so far (the most accurate one, so that it may"
-            " rise), for each width; left clip bounds, right codebooks."
+            f"![Accuracy on the search images of the best network so far]({plot.name})\n\nAccuracy, in"
+            " percent, of the best network so far on the images that the search looks at, for each"
+            " width; left clip bounds, right codebooks."
         )
     return "\n\n".join(part for part in parts if part)
 
@@ -241,7 +244,8 @@ INTRODUCTION = """Re-implemented from the published abstract. Weights and biases
 activations 8 bits. *Clip*: the bounds of each tensor evolve, levels are uniform with a real scale, what
 is stored is multiplied. *Codebook*: all boundaries between the 2^b bins of a tensor evolve, entries have
 8 bits and a power-of-two scale. All, controls too, have biases that make up for the mean error of the
-weights and of the layers before on 100 calibration images. *Linear*: the range without saturation.
+weights and of the layers before on 100 calibration images, but for *linear, uncorrected*. *Linear*: the
+range without saturation.
 *Baseline*: the `linear` method with biases of the same width, a power-of-two scale with the least error
 of the layer's outputs. *Random*: samples around the best start of the strategy, as many as the strategy
 evaluates. Accuracies on the test set; several seeds as mean ± standard deviation."""
@@ -254,10 +258,14 @@ def _spread(tests: list[float]) -> str:
     return text if len(tests) == 1 else f"{text} ± {points(stdev(tests))}"
 
 
+DROPS = (("search", "drop"), ("test", "drop"), ("test", "relative_drop"))
+
+
 def _table(rows: list[Row]) -> str:
     """Test accuracies: plain quantisers, then both forms."""
     header = (
-        *("network", "bits", "float", "linear", "baseline", "MSE clip", "Lloyd-Max"),
+        *("network", "bits", "float", "linear, uncorrected", "linear", "baseline", "MSE clip"),
+        "Lloyd-Max",
         *("clip, random", "clip, evolved", "codebook, random", "codebook, evolved"),
     )
 
@@ -269,7 +277,7 @@ def _table(rows: list[Row]) -> str:
             row.network,
             row.bits,
             percent(row.exact),
-            *(plain(row, name) for name in ("linear", "baseline", "mse", "lloyd")),
+            *(plain(row, name) for name in PLAIN_NAMES),
             *(
                 _spread(row.tests(form, control))
                 for form in Form
@@ -286,14 +294,20 @@ def _table(rows: list[Row]) -> str:
             *(
                 points(mean(values)) if values else "-"
                 for form in Form
-                for values in (
-                    [run[part]["drop"] for run in row.runs(form)] for part in ("search", "test")
-                )
+                for part, key in DROPS
+                for values in ([run[part][key] for run in row.runs(form)],)
             ),
         )
         for row in rows
     ]
-    header = ("network", "bits", "clip, search", "clip, test", "codebook, search", "codebook, test")
+    header = (
+        *("network", "bits"),
+        *(
+            f"{form.value}, {part}{' relative' * (key != 'drop')}"
+            for form in Form
+            for part, key in DROPS
+        ),
+    )
     seen = any(run["search"]["seen_in_training"] for row in rows for run in row.searches)
     note = (
         "\n\nThe float networks were trained on the search images, or may have been: accuracies on"
@@ -302,7 +316,8 @@ def _table(rows: list[Row]) -> str:
         else ""
     )
     return (
-        f"{text}\n\nPoints below the float network, all search images and test images:\n\n"
+        f"{text}\n\nPoints below the float network, all search images and test images, and the latter as"
+        " percent of the float network's accuracy:\n\n"
         f"{markdown_table(header, drops)}{note}"
     )
 
@@ -351,7 +366,7 @@ def _expectations(rows: list[Row]) -> str:
 
 
 def _curves(rows: list[Row], path: Path) -> None:
-    """Draw the best loss so far over evaluations."""
+    """Draw the best accuracy so far over evaluations."""
     rows = [row for row in rows if row.searches]
     figure = Figure(figsize=(9, 2.0 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -363,7 +378,7 @@ def _curves(rows: list[Row], path: Path) -> None:
                 (None, "tab:blue", "evolved"),
             ):
                 for place, run in enumerate(row.runs(form, control)):
-                    steps = [(p["evaluations"], p["loss"]) for p in run["history"]]
+                    steps = [(p["evaluations"], 100 * p["accuracy"]) for p in run["history"]]
                     steps.append((run["evaluations"], steps[-1][1]))
                     axis.plot(
                         *zip(*steps, strict=True),

@@ -73,7 +73,7 @@ class Strategy:
         source = np.asarray(rng.choice(count, size=sets, p=weights / weights.sum()))
         logs = self.logs[source, np.arange(sets)]
         genes = self.genes[source[self.sets], np.arange(len(self.sets))]
-        changed = rng.random(sets) < CHANGED
+        changed: NDArray[np.bool_] = np.asarray(rng.random(sets) < CHANGED)
         changed[rng.integers(sets)] = True
         # The usual learning rates: one for all steps together, one for each.
         common, single = 1 / sqrt(2 * sets), 1 / sqrt(2 * sqrt(sets))
