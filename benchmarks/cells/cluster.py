@@ -290,7 +290,7 @@ def _verdict(mine: list[dict[str, Any]], eight: Mapping[str, Any]) -> str:
             lines.append(
                 f"- {key[0]} bits, {'codebook' if key[1] else 'linear'}: the swarm's clusters have"
                 f" {mean(_squares(r) for r in swarm):.3f} times the squares of exact clusters, and"
-                f" {points(gain)} points more accuracy on test."
+                f" {points(abs(gain))} points {'more' if gain >= 0 else 'less'} accuracy on test."
             )
     return "\n".join(lines)
 
