@@ -22,9 +22,10 @@ FULL = {
         trials=16, population=6, epochs=0.5, finalists=2, final_epochs=5, final_rate=2e-3
     ),
     "resnet8-cifar10": EvolveOptions(
-        trials=12,
+        trials=10,
         population=5,
         epochs=0.1,
+        rate=5e-4,
         finalists=1,
         final_epochs=2,
         final_rate=1e-3,
@@ -55,7 +56,7 @@ def cells(quick: bool) -> list[Cell]:
     for network, options in (QUICK if quick else FULL).items():
         for sampler in SAMPLERS[network]:
             chosen = replace(options, sampler=sampler)
-            if sampler is not Sampler.NSGA2:  # one configuration of channels, or a hypervolume only
+            if sampler is not Sampler.NSGA2:  # a control trains one network to the end
                 chosen = replace(chosen, finalists=1)
             found.append(
                 Cell(
