@@ -361,7 +361,7 @@ def fit_codes(known: Moments, scales: Real, limits: Limits, effort: Effort) -> F
         return np.floor(level - q @ known.mean_codes + 0.5)
 
     bias = biases(wanted)
-    limits = replace(limits, bias_unit=bias_unit(bias))
+    limits = replace(limits, bias_unit=bias_unit(limits.clip_bias(bias)))
     active = np.arange(len(wanted))  # rows whose bias leaves less than their weights take
     codes = np.zeros_like(fine)
     for _ in range(effort.rounds):

@@ -174,7 +174,8 @@ def plain_fit(known: Sequence[Moments], limits: Limits) -> list[Fit]:
             wanted = one.target / step
             codes = np.clip(np.floor(wanted + 0.5), limits.low, limits.high)
             bias = one.mean_out / step - codes @ one.mean_codes
-            bias = replace(limits, bias_unit=bias_unit(bias)).clip_bias(bias)
+            unit = bias_unit(limits.clip_bias(bias))
+            bias = replace(limits, bias_unit=unit).clip_bias(bias)
             off = codes - wanted
             error = np.einsum("ok,ok->o", off @ one.covariance, off) * step**2
             fits.append(

@@ -20,7 +20,7 @@ from quant.baseline import with_preprocessing
 from quant.datasets import load_dataset
 from quant.judge import Judge
 from quant.methods.accumulator import AccumulatorOptions, Bound, Scales, accumulator
-from quant.methods.accumulator_bounds import count_wraps, formats_width
+from quant.methods.accumulator_bounds import count_wraps, formats_width, worst_inputs
 from quant.methods.accumulator_design import Designer
 from quant.methods.accumulator_samples import collect
 from quant.methods.accumulator_setting import PIXELS, Rules, with_pixels
@@ -59,6 +59,13 @@ def test_every_accumulator_fits_and_is_used(fitted: Result) -> None:
     assert max(widths) == 12
     assert min(widths) >= 11, "an accumulator that is half empty could hold finer weights"
     assert fitted.record["accumulators"] == 12
+    for op in macs(fitted.network):
+        lowest, highest = worst_inputs(op)
+        axes = tuple(range(1, lowest.ndim))
+        bias = 0 if op.bias is None else op.bias.values
+        low, high = ((op.weights.codes * x).sum(axis=axes) + bias for x in (lowest, highest))
+        assert -2048 <= low.min() <= high.max() <= 2047
+        np.testing.assert_array_equal((low, high), op.accumulator_interval())
     assert fitted.test.drop <= 0.03
 
 

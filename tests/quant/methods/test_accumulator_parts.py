@@ -276,11 +276,24 @@ def test_units_pass_rectifiers_and_stop_at_results() -> None:
 
 
 def _network(seed: int = 3) -> Network:
-    """One convolution on raw pixels that hands out accumulators."""
+    """One convolution on raw pixels that hands out accumulators of 12 bits, filled."""
     rng = np.random.default_rng(seed)
     kind = TensorType(shape=(2, 3, 3), width=8, signed=False)
-    weights = Weights(codes=rng.integers(-4, 4, (3, 2, 3, 3)), width=3)
-    bias = Bias(codes=rng.integers(-100, 100, 3), width=8)
+    limits = Limits(
+        low=-8,
+        high=7,
+        input_low=0,
+        input_high=255,
+        acc_low=-2048,
+        acc_high=2047,
+        bias_low=-2048,
+        bias_high=2047,
+    )
+    biases = rng.integers(-100, 100, 3)
+    positive, negative, joint = limits.budgets(biases.astype(float))
+    codes = shrink_round(rng.normal(0, 3, (3, 18)), positive, negative, low=-8, high=7, joint=joint)
+    weights = Weights(codes=codes.astype(np.int64).reshape(3, 2, 3, 3), width=4)
+    bias = Bias(codes=biases, width=8)
     geometry = Geometry(height=3, width=3, kernel=(3, 3), stride=(1, 1), padding=(0, 0, 0, 0))
     low, high = mac_interval(kind, weights, bias)
     width = union_width(low, high)
@@ -306,7 +319,10 @@ def test_worst_inputs_reach_the_bound_in_golden_and_in_hardware() -> None:
     low, high = conv.accumulator_interval()
     np.testing.assert_array_equal(np.diag(outputs[:3]), low)
     np.testing.assert_array_equal(np.diag(outputs[3:]), high)
-    assert max(needed_width(low, high)) == conv.accumulator_width
+    assert max(needed_width(low, high)) == conv.accumulator_width == 12
+    assert low.min() >= -2048
+    assert high.max() <= 2047
+    assert (high > 2047 - 2 * 255).all(), "all of the accumulator is used"
     check_hardware(network, codes.astype(np.uint8), count=6)
 
 
