@@ -215,7 +215,7 @@ NETWORKS: dict[str, tuple[Callable[[Path], None], str]] = {
     "corrupt weights.npz": (_flip, "weights.npz is not the file"),
     "no weights.npz": (lambda f: (f / "weights.npz").unlink(), "weights.npz"),
     "no network.json": (lambda f: (f / "network.json").unlink(), "cannot read .*network.json"),
-    "another schema": (_set("schema", value=99), "schema must be 1, not 99"),
+    "another schema": (_set("schema", value=99), "schema must be 2, not 99"),
     "unknown key": (_set("layers", 0, "colour", value="red"), "unknown key 'colour'"),
     "unknown layer": (_set("layers", 0, "op", value="Dense"), "Dense"),
     "wrong shape": (_set("input", "shape", value=[1, 30, 32]), "conv1"),
