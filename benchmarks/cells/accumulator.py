@@ -85,7 +85,7 @@ def _drops(result: Mapping[str, Any]) -> dict[str, float]:
     """Drops on the test set: the control's, the pairs', the best post-training, the tuned."""
     exact = result["test"]["float"]
     stages = {stage["stage"]: stage for stage in result["stages"]}
-    found = {row: exact - stages[row]["test"] for row in ("control", "pairs")}
+    found = {r: exact - stages[r]["test"] for r in ("control", "pairs") if r in stages}
     trained = [stage for name, stage in stages.items() if name not in AFTER]
     # Of those without fine-tuning the best on the search set, as the method would choose.
     best = max(trained, key=lambda s: (s["search"]["accuracy"], -s["search"]["loss"]))

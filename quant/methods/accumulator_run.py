@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from hwgen.errors import BadInput
 from hwgen.ir import INPUT, Network
 from quant import graph as fg
 from quant.assemble import Assembler
 from quant.finetune import FineTuner
 from quant.graph import FloatGraph
 from quant.judge import Judge, Score
-from quant.methods.accumulator_bounds import count_wraps
+from quant.methods.accumulator_bounds import Bound, count_wraps
 from quant.methods.accumulator_design import Designer
 from quant.methods.accumulator_options import AccumulatorOptions
 from quant.methods.accumulator_refine import refined
@@ -127,8 +128,16 @@ class Run:
         """The usual quantiser: at one width everywhere, then the pairs that fill accumulators."""
         designer = Designer(self.graph, self.samples, self.rules(), plain=True)
         widths = allowed(designer)
+        projected = self.options.project and self.options.bound is Bound.WEIGHTS
         for node in self.graph.mac_nodes:
-            self.pairs[node.name] = [asdict(pair) for pair in designer.pairs(node)]
+            try:
+                self.pairs[node.name] = [asdict(pair) for pair in designer.pairs(node)]
+            except BadInput:
+                if not projected:
+                    raise
+                self.pairs[node.name] = []
+        if not all(self.pairs.values()):
+            return  # nearest integers cannot fit, weights that are projected can
         fill = filling(designer, widths)
         flat = list(
             dict.fromkeys(
@@ -157,13 +166,13 @@ class Run:
         """Widths and ranges of data for weights that are fitted to the bound."""
         designer = Designer(self.graph, self.samples, self.rules(), plain=False)
         widths = allowed(designer)
-        start = self.stages[-1].setting
+        start = [stage.setting for stage in self.stages[-1:]]
         flat = [uniform(designer, widths, bits) for bits in range(2, self.options.widest + 1)]
         setting = beam_search(
             self.book,
             "fitted",
             designer,
-            list(dict.fromkeys([start, *flat])),
+            list(dict.fromkeys([*start, *flat])),
             near_moves(designer, widths),
             list(widths),
             beam=self.options.beam,

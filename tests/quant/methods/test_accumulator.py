@@ -15,7 +15,8 @@ import pytest
 
 from hwgen.errors import BadInput
 from hwgen.flow.model import Model, load_model
-from hwgen.ir import MacOp, Network
+from hwgen.ir import INPUT, MacOp, Network
+from quant import graph as fg
 from quant.baseline import with_preprocessing
 from quant.datasets import load_dataset
 from quant.judge import Judge
@@ -25,6 +26,7 @@ from quant.methods.accumulator_design import Designer
 from quant.methods.accumulator_samples import collect
 from quant.methods.accumulator_setting import PIXELS, Rules, with_pixels
 from quant.methods.result import Result
+from quant.models import Preprocess
 from quant.progress import Advance
 from quant.splits import Splits
 from tests.quant.methods.cosim import check_hardware
@@ -265,3 +267,25 @@ def test_fine_tuning_needs_training_images() -> None:
     )
     with pytest.raises(BadInput, match="training images"):
         search(replace(SMALL, epochs=1), splits=bare)
+
+
+def test_projection_fits_what_no_pair_does() -> None:
+    _, splits = case()
+    rng = np.random.default_rng(0)
+    nodes = (
+        fg.Input(name=INPUT, inputs=(), size=(1, 32, 32)),
+        fg.Flatten(name="flat", inputs=(INPUT,)),
+        fg.Linear(
+            name="fc", inputs=("flat",), weight=rng.normal(size=(10, 1024)), bias=np.ones(10)
+        ),
+    )
+    graph = fg.FloatGraph(nodes=nodes, output="fc")
+    plain = Preprocess(scale=(1 / 255,), offset=(0.0,))
+    options = replace(SMALL, rescale=False, evaluations=1)
+    given: dict[str, Any] = {"preprocess": plain, "splits": splits}
+    with pytest.raises(BadInput, match=r"channel \d of layer fc"):
+        accumulator(graph, options=replace(options, project=False), **given)
+    result = accumulator(graph, options=options, **given)
+    assert result.record["pairs"] == {"fc": []}
+    assert [stage["stage"] for stage in result.record["stages"]] == ["fitted", "refined"]
+    assert result.record["accumulators"] == 12
