@@ -7,6 +7,7 @@ machines can share.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 import tempfile
@@ -197,7 +198,7 @@ def open_study(
     MissingTool
         If the database needs a package that is not installed.
     """
-    optuna.logging.disable_default_handler()
+    _quiet()
     wanted = json.loads(json.dumps({"schema": SCHEMA, **identity}))
     patience = PATIENCE if patience is None else patience
     common: dict[str, Any] = {"study_name": name, "sampler": sampler}
@@ -229,6 +230,14 @@ def open_study(
         study.set_user_attr(IDENTITY, wanted)
     _compare(found.title, study.user_attrs.get(IDENTITY), wanted)
     return study
+
+
+def _quiet() -> None:
+    """Keep Optuna's own reports, with tracebacks for Ctrl-C, off the terminal."""
+    optuna.logging.disable_default_handler()
+    logger = logging.getLogger("optuna")
+    if not logger.handlers:  # else Python prints warnings itself
+        logger.addHandler(logging.NullHandler())
 
 
 @contextmanager

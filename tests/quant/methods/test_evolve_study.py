@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sqlite3
@@ -68,7 +69,10 @@ def stopping_at(count: int, error: type[BaseException] = Stop) -> Any:
 
 @pytest.mark.parametrize("count, error", [(3, KeyboardInterrupt), (6, Stop)])
 def test_a_stopped_search_goes_on_to_the_same_end(
-    whole: Result, tmp_path: Path, count: int, error: type[BaseException]
+    whole: Result,
+    tmp_path: Path,
+    count: int,
+    error: type[BaseException],
 ) -> None:
     study = tmp_path / "study.db"
     with pytest.raises(error):
@@ -80,6 +84,17 @@ def test_a_stopped_search_goes_on_to_the_same_end(
     before = study.read_bytes()
     assert search(state=study).record == whole.record  # nothing is left to do
     assert study.read_bytes() == before
+
+
+def test_optuna_keeps_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else's handlers get its reports, and Python's last resort does not step in."""
+    printed: list[logging.LogRecord] = []
+    assert logging.lastResort is not None
+    monkeypatch.setattr(logging.lastResort, "emit", printed.append)
+    with pytest.raises(KeyboardInterrupt):
+        search(objectives=stopping_at(1, KeyboardInterrupt), **SHORT)
+    assert not printed
+    assert not logging.getLogger("optuna").propagate
 
 
 def test_more_trials_continue_a_study(whole: Result, tmp_path: Path) -> None:
