@@ -189,8 +189,7 @@ def layerwise(
         limit was met on the search images (``limit_met``), and if not the best drop reached
         (``search_drop``) and the layer that binds (``binding``). The network is the best that was
         found in either case. In the improved mode training images that weights were not fitted to
-        confirm it (``confirmation``): of the networks that were the best so far, the cheapest that
-        keeps the limit there too is the result.
+        confirm it (``confirmation``): a network must keep the limit on those too.
 
     Raises
     ------
@@ -329,35 +328,32 @@ def _improved(
         biases=options.bias_bits,
     )
     exact = float_accuracy(graph, images[:count], labels[:count])
+    control_accuracy = float_accuracy(graph, *others)
     search = Search(
         evaluations=evaluations,
         price=Price(space),
         floor=_floor(exact, count, options.limit),
+        control_floor=_floor(control_accuracy, control, options.limit),
         tries=options.tries,
     )
     with progress.steps("networks", search.total) as advance:
         widths, score, met = search.run(advance)
-    confirmation: dict[str, Any] = {}
-    if met:
-        control_accuracy = float_accuracy(graph, *others)
-        floor = _floor(control_accuracy, control, options.limit)
-        widths, score, check = search.confirm(floor)
-        confirmation = {
-            "images": control,
-            "drop": _drop(control_accuracy, check.accuracy),
-            "good": check.correct >= floor,
-        }
+    check = evaluations.confirmed(widths)
     network, plan = evaluations.network(widths, name)
     drop = _drop(exact, score.accuracy)
     record = {
         "evaluations": len(journal),
         "images_judged": count,
-        "confirmation": confirmation,
+        "confirmation": {
+            "images": control,
+            "drop": _drop(control_accuracy, check.accuracy),
+        },
         "history": search.history,
         "widths": _table(space, widths.weights, widths.outputs),
-        **_verdict(drop, options.limit, lambda: search.binding(widths)),
+        "search_drop": drop,
+        "limit_met": met,
     }
-    return network, plan, record
+    return network, plan, record | ({} if met else {"binding": search.binding(widths)})
 
 
 def _floor(accuracy: float, images: int, limit: float) -> int:

@@ -130,18 +130,21 @@ class Search:
     price : Price
     floor : int
         The fewest correct images of the judge's.
+    control_floor : int
+        The fewest correct of the images that confirm: what the judge finds good enough is looked at
+        on those too, because what a search chooses is a bit lucky on the images that choose.
     tries : int
         Networks that are tried in the end.
-    history, good : list
-        Receive what was the best so far.
+    history : list
+        Receives what was the best so far.
     """
 
     evaluations: Evaluations
     price: Price
     floor: int
+    control_floor: int
     tries: int
     history: list[dict[str, Any]] = field(default_factory=list)
-    good: list[tuple[Widths, Score]] = field(default_factory=list)
     done: int = 0
     _advance: Advance = field(default=lambda done, total, text: None, repr=False)
 
@@ -157,7 +160,7 @@ class Search:
         plain = [space.uniform(width) for width in (CENTRE, WIDEST)]
         for best in plain:
             score = self._judge(best)
-            if self._good(score):
+            if score is not None:
                 break
         else:
             scores = [self.evaluations.whole(widths, 0) for widths in plain]
@@ -168,15 +171,14 @@ class Search:
         best, score = self._steps(best, score, table)
         return best, score, True
 
-    def _good(self, score: Score) -> bool:
-        return score.complete and score.correct >= self.floor
-
-    def _judge(self, widths: Widths) -> Score:
+    def _judge(self, widths: Widths) -> Score | None:
+        """The score of a network that is good enough; None of others."""
         score = self.evaluations.whole(widths, self.floor)
         self.done += 1
         saved = 1 - self.price.memory(widths), 1 - self.price.work(widths, own=True)
         text = f"{saved[0]:.1%} of memory and {saved[1]:.1%} of multiplication saved"
-        good = self._good(score)
+        good = score.complete and score.correct >= self.floor
+        good = good and self.evaluations.confirmed(widths).correct >= self.control_floor
         verdict = "" if good else ", too inaccurate"
         self._advance(min(self.done, self.total), self.total, text + verdict)
         if good:
@@ -190,33 +192,7 @@ class Search:
             }
             if not self.history or entry["price"] < self.history[-1]["price"]:
                 self.history.append(entry)
-                self.good.append((widths, score))
-        return score
-
-    def confirm(self, floor: int) -> tuple[Widths, Score, Score]:
-        """The cheapest of the best so far that is good enough on other images too.
-
-        Whatever search chooses is a bit lucky on the images that it is judged on.
-
-        Parameters
-        ----------
-        floor : int
-            The fewest correct of the images that confirm.
-
-        Returns
-        -------
-        Widths, Score
-        Score
-            On the images that confirm; below the floor where nothing was good enough there: the
-            widths are then those that came closest.
-        """
-        seen = []
-        for widths, score in reversed(self.good):
-            found = self.evaluations.confirmed(widths)
-            seen.append((widths, score, found))
-            if found.correct >= floor:
-                return seen[-1]
-        return max(seen, key=lambda entry: entry[2])
+        return score if good else None
 
     def _losses(self, centre: Widths) -> Table:
         """The loss that each width adds to all others' at the centre's.
@@ -285,7 +261,7 @@ class Search:
         while high - low > 1:
             middle = (low + high) // 2
             found = self._judge(path[middle])
-            if self._good(found):
+            if found is not None:
                 low = middle
                 if self.price.total(path[middle]) < self.price.total(best):
                     best, score = path[middle], found
@@ -293,7 +269,7 @@ class Search:
                 high = middle
         for candidate in path[high + 1 : high + 1 + AHEAD]:
             found = self._judge(candidate)
-            if self._good(found) and self.price.total(candidate) < self.price.total(best):
+            if found is not None and self.price.total(candidate) < self.price.total(best):
                 best, score = candidate, found
         return best, score
 
@@ -318,10 +294,9 @@ class Search:
             candidate = min(rated)[1]
             found = self._judge(candidate)
             lowered = [p for p in range(best.places) if candidate.at(p) < best.at(p)]
-            good = self._good(found)
             for key in [key for key in table if key[0] in lowered]:
-                table[key] *= 1 / LESSON if good else LESSON
-            if good:
+                table[key] *= LESSON if found is None else 1 / LESSON
+            if found is not None:
                 best, score = candidate, found
             else:
                 refused.add(candidate)
