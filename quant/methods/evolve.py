@@ -371,8 +371,7 @@ class _Search:
             while epochs:
                 for trial in left:
                     made = self._again(trial, epochs / len(left))
-                    have = best.setdefault(trial.number, made)
-                    best[trial.number] = max(have, made, key=lambda one: one.score)
+                    best[trial.number] = made
                     done += 1
                     advance(done, total, f"{made.score.accuracy:.2%}")
                 left = sorted(left, key=lambda t: -best[t.number].score.correct)
@@ -385,7 +384,9 @@ class _Search:
                 left = left[: _survivors(len(left))]
             chosen = left[0]
             found = best.get(chosen.number)
-            if found is None or found.score.correct < chosen.user_attrs["correct"]:
+            # Images that the given network was trained on flatter what was trained for less long.
+            worse = found is not None and found.score.correct < chosen.user_attrs["correct"]
+            if found is None or (worse and not self.splits.search_seen):
                 found = self._again(chosen, None)
             advance(total, total, f"{found.score.accuracy:.2%}")
         return chosen, found, rounds
