@@ -85,6 +85,7 @@ class _Network:
 
 NETWORKS: Mapping[str, _Network] = {
     "lenet5-cifar10": _Network(data="cifar10", file="lenet5_cifar10.pt", shipped="lenet5"),
+    "lenet5-own-cifar10": _Network(data="cifar10", shipped="lenet5"),
     "lenet5-mnist": _Network(data="mnist", file="lenet5_mnist.pt", shipped="lenet5"),
     "resnet8-cifar10": _Network(data="cifar10", file="resnet8_cifar10.onnx"),
     "allcnn-cifar10": _Network(data="cifar10", file="allcnn_cifar10.safetensors"),

@@ -16,8 +16,13 @@ from quant.finetune import finetune
 from quant.methods.evolve import EvolveOptions, Sampler, evolve
 from quant.methods.result import float_accuracy
 
+REFERENCE = 0.7348
+"""Test accuracy of the reference LeNet-5 on CIFAR-10. It was trained on all training images, so that
+search images flatter candidates that are trained for a short time: the search starts from the
+project's own LeNet-5, of the same accuracy, which never saw them."""
+
 FULL = {
-    "lenet5-cifar10": EvolveOptions(mirror=True),
+    "lenet5-own-cifar10": EvolveOptions(mirror=True),
     "lenet5-mnist": EvolveOptions(
         trials=16, population=6, epochs=0.5, finalists=2, final_epochs=5, final_rate=2e-3
     ),
@@ -38,7 +43,7 @@ QUICK = {
     ),
 }
 SAMPLERS = {
-    "lenet5-cifar10": tuple(Sampler),
+    "lenet5-own-cifar10": tuple(Sampler),
     "lenet5-mnist": tuple(Sampler),
     "resnet8-cifar10": (Sampler.NSGA2,),
     "lenet5-digits": tuple(Sampler),
@@ -147,7 +152,7 @@ def _section(network: str, mine: Mapping[str, dict[str, Any]], out: Path) -> str
     """One network."""
     searches = {kind: mine[kind] for kind in TITLES if kind in mine}
     rows: list[tuple[object, ...]] = []
-    floats = []
+    floats = [REFERENCE] if network == "lenet5-own-cifar10" else []
     if searches:
         given = next(iter(searches.values()))
         size = given["float_bits"]
@@ -175,6 +180,12 @@ def _section(network: str, mine: Mapping[str, dict[str, Any]], out: Path) -> str
     if "nsga2" in searches:
         text += "\n\n" + _verdict(searches, max(floats))
         text += f"\n\n![candidates and hypervolume]({_plot(network, searches, out)})"
+    if network == "lenet5-own-cifar10":
+        text += (
+            "\n\nThe search starts from the LeNet-5 that ships with the project: the reference LeNet-5"
+            f" ({percent(REFERENCE)} on the test images, counted among the float networks) was trained"
+            " on the search images."
+        )
     if any(result["search"]["seen_in_training"] for result in searches.values()):
         text += "\n\nThe network as given was trained on the search images, or may have been."
     return text
@@ -186,7 +197,7 @@ def _verdict(searches: Mapping[str, dict[str, Any]], best_float: float) -> str:
     gain = found["test"]["integer"] - best_float
     text = (
         f"NSGA-II's network is {found['ratio']:.1f} times smaller than float32 (expected: 6) and"
-        f" {points(gain)} points above the better float network on the test images"
+        f" {points(gain)} points above the best float network on the test images"
         " (expected on LeNet-5 CIFAR-10: 1.0)."
     )
     others = [r["hypervolume"][-1] for kind, r in searches.items() if kind != "nsga2"]
