@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
-from math import ceil, lcm, log2
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from hwgen.ir import (
     INPUT,
     Add,
     AvgPool,
-    Bias,
     Concat,
     Conv,
     Fixed,
@@ -34,12 +33,12 @@ from hwgen.ir import (
 from hwgen.ir.ops.base import union_width
 from hwgen.ir.ops.windows import outside_taps
 from quant import graph as fg
-from quant.formats import Calibration, Floats, choose_format, quantize_to
 from quant.grouping import Group, check_vectors, group_nodes, is_result, joint_formats
+from quant.layer_constants import check_layer, fraction_bits, integer_bias
 from quant.plan import LayerPlan, Plan
 from quant.requantisers import scaled_requant, shift_requant
 
-__all__ = ["PIXEL", "Assembler", "integer_bias"]
+__all__ = ["PIXEL", "Assembler"]
 
 PIXEL = Fixed(width=8, frac=0, signed=False)
 """Format of the network's input: raw pixels."""
@@ -258,7 +257,7 @@ class Assembler:
                 )
             output = TensorType(shape=shape, width=width, signed=True, scale=float(steps[0]))
             return make(**common, output=output), 0
-        fracs = _fraction_bits(steps)
+        fracs = fraction_bits(steps)
         if group.affine is None and fracs is not None:
             requant = shift_requant(fracs, out, rounding=self.rounding, group=group)
         else:
@@ -396,70 +395,3 @@ class Assembler:
                 state.types[bridge], state.fracs[bridge] = wanted, form.frac
             ready.append(bridge)
         return tuple(ready), tuple(state.types[name] for name in ready)
-
-
-def check_layer(node: fg.Conv | fg.Linear, layer: LayerPlan) -> None:
-    """Refuse a plan that does not fit its layer.
-
-    Raises
-    ------
-    BadInput
-    """
-    channels = len(node.bias)
-    if layer.codes.shape != node.weight.shape:
-        raise BadInput(
-            f"the codes of layer {node.name} must have the shape {node.weight.shape}, not"
-            f" {layer.codes.shape}"
-        )
-    if layer.bias.shape != (channels,) or layer.scale.shape not in ((1,), (channels,)):
-        raise BadInput(
-            f"layer {node.name} has {channels} channels: its plan needs as many biases, and one"
-            f" scale or as many, not shapes {layer.bias.shape} and {layer.scale.shape}"
-        )
-    good = np.isfinite(layer.bias).all() and np.isfinite(layer.scale).all()
-    if not good or not (layer.scale > 0).all():
-        raise BadInput(
-            f"the biases of layer {node.name} must be finite and its scales positive and finite"
-        )
-    if layer.bias_step is not None and (len(layer.scale) > 1 or not layer.bias_step > 0):
-        raise BadInput(
-            f"a step of the biases of layer {node.name} must be above 0 and needs one scale of the"
-            f" weights, not {layer.bias_step} with {len(layer.scale)}; leave it out"
-        )
-
-
-def integer_bias(layer: LayerPlan, steps: Floats, *, what: str) -> Bias | None:
-    """Biases in steps of the accumulator; lowest bits go where their width is short.
-
-    Parameters
-    ----------
-    layer : LayerPlan
-    steps : float64 array
-        What 1 in the accumulator stands for, ``(1,)`` or ``(out,)``.
-    what : str
-        For messages.
-    """
-    values = layer.bias / steps
-    if not values.any():
-        return None
-    if layer.bias_step is None:
-        form = choose_format(
-            values,
-            width=layer.bias_width,
-            signed=True,
-            calibration=Calibration.MSE,
-            what=what,
-            finest=0,
-        )
-    else:
-        shift = max(0, ceil(log2(layer.bias_step / float(steps[0])) - 1e-9))
-        form = Fixed(width=layer.bias_width, frac=-shift, signed=True)
-    return Bias(codes=quantize_to(values, form), width=form.width, shift=-form.frac)
-
-
-def _fraction_bits(steps: Floats) -> tuple[int, ...] | None:
-    """Fraction bits where all steps are powers of two."""
-    mantissas, exponents = np.frexp(steps)
-    if not (mantissas == 0.5).all():
-        return None
-    return tuple(1 - int(e) for e in exponents)
