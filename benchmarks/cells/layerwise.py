@@ -17,7 +17,7 @@ from quant.splits import Splits
 
 IMPROVED = LayerwiseOptions(tries=60)
 PAPER = LayerwiseOptions(mode=LayerwiseMode.PAPER)
-DEEP = LayerwiseOptions(tries=16, images=1_500)
+DEEP = LayerwiseOptions(tries=24, images=3_000)
 """For networks of tens of millions of multiply-accumulates an image."""
 
 
