@@ -190,7 +190,7 @@ class Run:
     def widen_steps(self) -> None:
         """Under the calibrated bound: coarser steps where calibration images still wrap."""
         margins: dict[str, int] = {}
-        last = self.best()
+        last = max((s for s in self.stages if not s.designer.plain), key=lambda s: s.score)
         for patience in range(PATIENCE):
             wraps, _ = count_wraps(last.network, self.calibration, self.options.bits)
             if wraps.total == 0:
@@ -209,13 +209,21 @@ class Run:
         A float network that was trained on the search images knows them better than what was
         fine-tuned without them: training images, which both know, then say whether that is better.
         """
-        if not (self.splits.search_seen and self.stages[-1].name == TUNED):
-            return max(reversed(self.stages), key=lambda stage: stage.score)
-        tuned = self.stages[-1]
-        other = max(reversed(self.stages[:-1]), key=lambda stage: stage.score)
+        stages = self.stages
+        if self.options.bound is Bound.CALIBRATED:  # what wraps there is no result if one does not
+            stages = [stage for stage in stages if self._holds(stage)] or stages
+        if not (self.splits.search_seen and stages[-1].name == TUNED and len(stages) > 1):
+            return max(reversed(stages), key=lambda stage: stage.score)
+        tuned = stages[-1]
+        other = max(reversed(stages[:-1]), key=lambda stage: stage.score)
         count = len(self.images)
         judge = Judge(self.splits.train_images[:count], self.splits.train_labels[:count])
         return max(tuned, other, key=lambda stage: judge.score(stage.network))
+
+    def _holds(self, stage: Stage) -> bool:
+        """Whether no accumulator wraps on the calibration images."""
+        wraps, _ = count_wraps(stage.network, self.calibration, self.options.bits)
+        return wraps.total == 0
 
     def tune(self) -> None:
         """Fine-tune the best fitted network."""
