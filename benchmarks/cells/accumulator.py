@@ -89,6 +89,8 @@ def _drops(result: Mapping[str, Any]) -> dict[str, float]:
     trained = [stage for name, stage in stages.items() if name not in AFTER]
     # Of those without fine-tuning the best on the search set, as the method would choose.
     best = max(trained, key=lambda s: (s["search"]["accuracy"], -s["search"]["loss"]))
+    if result["options"]["bound"] == Bound.CALIBRATED.value:  # the chosen one does not wrap
+        best = stages[result["chosen"]]
     found["post-training"] = exact - best["test"]
     if "tuned" in stages:
         found["tuned"] = exact - stages["tuned"]["test"]
