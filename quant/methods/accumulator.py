@@ -14,6 +14,7 @@ from typing import Any
 from hwgen.errors import BadInput
 from hwgen.ir import MacOp, Network
 from quant.baseline import with_preprocessing
+from quant.checks import check_seed
 from quant.graph import FloatGraph
 from quant.judge import Judge, score_outputs
 from quant.methods.accumulator_bounds import Bound, count_wraps
@@ -74,6 +75,7 @@ def accumulator(
     UnsupportedLayer
         If a layer has no integer meaning.
     """
+    seed = check_seed(seed)
     whole = with_preprocessing(graph, preprocess)
     identity = {
         "method": "accumulator",

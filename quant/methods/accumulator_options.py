@@ -6,9 +6,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
-import numpy as np
-
-from hwgen.errors import BadInput
+from quant.checks import check_member, check_whole
 from quant.finetune import FinetuneRecipe
 from quant.methods.accumulator_bounds import Bound
 from quant.methods.accumulator_scales import Scales
@@ -73,23 +71,16 @@ class AccumulatorOptions:
     distill: float = 0.7
 
     def __post_init__(self) -> None:
-        ranges = {
-            "bits": (12, 32),
-            "widest": (3, 8),
-            "evaluations": (1, None),
-            "beam": (1, None),
-            "calibration": (10, None),
-            "epochs": (0, None),
-        }
+        check_whole("the width of accumulators", self.bits, 12, 32)
+        check_whole("widest", self.widest, 3, 8)
+        check_whole("evaluations", self.evaluations, 1)
+        check_whole("beam", self.beam, 1)
+        check_whole("calibration", self.calibration, 10)
+        check_whole("epochs", self.epochs, 0)
         if self.images is not None:
-            ranges["images"] = (10, None)
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            if not whole or value < low or (high is not None and value > high):
-                limits = f"at least {low}" if high is None else f"{low} to {high}"
-                what = "the width of accumulators" if name == "bits" else name
-                raise BadInput(f"{what} must be a whole number, {limits}, not {value!r}")
+            check_whole("images", self.images, 10)
+        check_member("bound", self.bound, Bound)
+        check_member("scales", self.scales, Scales)
         self.recipe  # noqa: B018 - checks its values
 
     @property

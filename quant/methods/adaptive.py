@@ -20,6 +20,7 @@ from hwgen.errors import BadInput
 from hwgen.ir import INPUT, Fixed
 from quant.assemble import PIXEL, Assembler
 from quant.baseline import linear_plan, observe_graph, with_preprocessing
+from quant.checks import check_seed
 from quant.config import LayerBits, QuantConfig
 from quant.formats import Floats
 from quant.graph import FloatGraph
@@ -153,7 +154,7 @@ def adaptive(
         The first 500 search images calibrate; the test images are looked at once, at the end.
     options : AdaptiveOptions, optional
     seed : int
-        Decides all chance, at least 0.
+        Decides all chance, 0 to ``2**32 - 1``.
     name : str
         Of the integer network.
     progress : Progress, optional
@@ -170,11 +171,11 @@ def adaptive(
     Raises
     ------
     BadInput
-        If there are too few search images, or ``state`` is the file of another search.
+        If the seed is out of range, there are too few search images, or ``state`` is the file of another search.
     UnsupportedLayer
         If a layer has no integer meaning.
     """
-    options = options or AdaptiveOptions()
+    options, seed = options or AdaptiveOptions(), check_seed(seed)
     whole = with_preprocessing(graph, preprocess)
     images = _images(options, splits)
     assembler = Assembler(whole)

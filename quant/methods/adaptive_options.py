@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
-from operator import index
 from typing import Any
 
 from hwgen.errors import BadInput
+from quant.checks import check_member, check_whole
 from quant.methods.adaptive_genes import Form, Start
 from quant.splits import FEWEST
 
@@ -104,9 +104,9 @@ class AdaptiveOptions:
             ("parents", 1, None),
             ("offspring", 2, None),
         ):
-            object.__setattr__(self, name, _whole(name, getattr(self, name), low, high))
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), low, high))
         if self.images is not None:
-            object.__setattr__(self, "images", _whole("images", self.images, FEWEST, None))
+            object.__setattr__(self, "images", check_whole("images", self.images, FEWEST))
         if self.entry_bits < self.bits:
             raise BadInput(
                 f"entry_bits must be at least bits, {self.bits}, not {self.entry_bits}: a codebook's"
@@ -119,31 +119,11 @@ class AdaptiveOptions:
             )
         if not 0 < self.step <= 10:
             raise BadInput(f"step must be above 0 and at most 10, not {self.step}; try 0.5")
-        for name, kind in (("form", Form), ("control", Control)):
-            value = getattr(self, name)
-            if not isinstance(value, kind) and not (name == "control" and value is None):
-                known = ", ".join(f"{kind.__name__}.{k.name}" for k in kind)
-                raise BadInput(f"{name} must be one of {known}, not {value!r}")
+        check_member("form", self.form, Form)
+        if self.control is not None:
+            check_member("control", self.control, Control)
 
     def record(self) -> dict[str, Any]:
         """The options as JSON values."""
         values = asdict(self)
         return {k: v.value if isinstance(v, Enum) else v for k, v in values.items()}
-
-
-def _whole(name: str, value: object, low: int, high: int | None) -> int:
-    """A whole number in range.
-
-    Raises
-    ------
-    BadInput
-        If it is none.
-    """
-    wanted = f"at least {low}" if high is None else f"from {low} to {high}"
-    try:
-        number = index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = low - 1
-    if isinstance(value, bool) or number < low or (high is not None and number > high):
-        raise BadInput(f"{name} must be a whole number {wanted}, not {value!r}; change it")
-    return number

@@ -22,6 +22,7 @@ from hwgen.errors import BadInput
 from quant.assemble import Assembler
 from quant.baseline import linear_plan, observe_graph, with_preprocessing
 from quant.calibrate import Statistics
+from quant.checks import check_member, check_seed, check_whole
 from quant.config import LayerBits, QuantConfig
 from quant.finetune import FineTuner, FinetuneRecipe
 from quant.graph import FloatGraph
@@ -117,12 +118,17 @@ class ClusterOptions:
     swarm: Swarm = field(default_factory=Swarm)
 
     def __post_init__(self) -> None:
-        self._within("bits", 2, 8)
-        self._within("entry_bits", self.bits, 12)
-        self._within("activation_bits", 2, 16)
-        self._within("bias_bits", 2, 16)
-        self._within("tune_epochs", 0, None)
-        self._within("images", 1, None)
+        check_whole("bits", self.bits, 2, 8)
+        check_whole("entry_bits", self.entry_bits, self.bits, 12)
+        check_whole("activation_bits", self.activation_bits, 2, 16)
+        check_whole("bias_bits", self.bias_bits, 2, 16)
+        check_whole("epochs", self.epochs, 0)
+        check_whole("tune_epochs", self.tune_epochs, 0)
+        check_whole("batch", self.batch, 1)
+        if self.images is not None:
+            check_whole("images", self.images, 1)
+        check_member("scope", self.scope, Scope)
+        check_member("seeding", self.seeding, Seeding)
         if not 0 <= self.sparsity < 1:
             raise BadInput(
                 f"the sparsity must be at least 0 and below 1, not {self.sparsity}; 0.8 prunes"
@@ -133,12 +139,6 @@ class ClusterOptions:
         if self.codebook and self.seeding is Seeding.NONE:
             raise BadInput("a codebook needs clusters; choose another seeding, or no codebook")
         self.recipe(self.epochs, self.rate)
-
-    def _within(self, name: str, low: int, high: int | None) -> None:
-        value = getattr(self, name)
-        if value is not None and (value < low or (high is not None and value > high)):
-            limits = f"at least {low}" if high is None else f"{low} to {high}"
-            raise BadInput(f"{name} of clustering must be {limits}, not {value}")
 
     def recipe(self, epochs: int, rate: float) -> FinetuneRecipe:
         """How to train for so many epochs."""
@@ -299,7 +299,8 @@ class _Run:
                 f"pruning needs at least a batch of {options.batch} training images, not"
                 f" {len(self._images)}; give more, or set the epochs to 0"
             )
-        self._whole, self._splits, self.options, self._seed = whole, splits, options, seed
+        self._whole, self._splits, self.options = whole, splits, options
+        self._seed = seed = check_seed(seed)
         self.progress, self._given = progress, pruned
         self.history: list[dict[str, Any]] = []
         chosen = options.pruning() if kind == "prune" else options.record()

@@ -213,8 +213,10 @@ def tuned_plan(
     total = np.bincount(
         layer.bins.reshape(-1), weights=weights.reshape(-1), minlength=len(number) + 1
     )[1:]
-    levels = np.sort(total / np.maximum(number, 1))
-    moved = replace(layer, levels=levels)
+    levels = total / np.maximum(number, 1)
+    order = np.argsort(levels, kind="stable")  # training may move one centroid past another
+    places = np.concatenate([[0], 1 + np.argsort(order, kind="stable")])
+    moved = replace(layer, levels=levels[order], bins=places[layer.bins])
     return layer_plan(
         replace(node, weight=moved.weights),
         moved,

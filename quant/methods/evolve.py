@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from hwgen.errors import BadInput
 from quant import graph as fg
 from quant.baseline import with_preprocessing
+from quant.checks import check_seed
 from quant.cost import model_bits, network_cost
 from quant.judge import Judge
 from quant.methods.evolve_individual import (
@@ -182,7 +183,7 @@ class _Search:
         if len(objectives) < 2:
             raise BadInput(f"there must be two objectives at least, not {list(objectives)}")
         self.whole, self.splits, self.options = whole, splits, options
-        self.seed, self.name, self.objectives = seed, name, objectives
+        self.seed, self.name, self.objectives = check_seed(seed), name, objectives
         self.space = Space.of(
             whole,
             widths=options.widths,
@@ -205,8 +206,8 @@ class _Search:
             bias_width=options.bias_width,
             per_channel=options.per_channel,
         )
-        if options.epochs and not len(splits.train_images):
-            raise BadInput("fine-tuning needs training images; give some, or ask for 0 epochs")
+        if not len(splits.train_images):
+            raise BadInput("the search needs training images, and there are none; give some")
 
     def _sampler(self, seed: int) -> BaseSampler:
         """Optuna's sampler of a candidate."""

@@ -9,6 +9,7 @@ from math import isfinite
 from typing import Any
 
 from hwgen.errors import BadInput
+from quant.checks import check_member, check_whole
 from quant.finetune import FinetuneRecipe
 
 __all__ = ["EvolveOptions", "Sampler"]
@@ -93,12 +94,15 @@ class EvolveOptions:
     distill: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.trials < 1:
-            raise BadInput(f"trials must be at least 1, not {self.trials}")
-        if self.finalists < 1:
-            raise BadInput(f"finalists must be at least 1, not {self.finalists}")
-        if self.population < 2:
-            raise BadInput(f"population must be at least 2, not {self.population}")
+        check_whole("trials", self.trials, 1)
+        check_whole("finalists", self.finalists, 1)
+        check_whole("population", self.population, 2)
+        check_whole("bias_width", self.bias_width, 2, 16)
+        check_whole("batch", self.batch, 1)
+        check_whole("crop", self.crop, 0)
+        if self.max_bits is not None:
+            check_whole("max_bits", self.max_bits, 1)
+        check_member("sampler", self.sampler, Sampler)
         if not 0 <= self.mutation <= 1:
             raise BadInput(f"mutation must be 0 to 1, not {self.mutation}")
         for name in ("epochs", "final_epochs"):
@@ -107,13 +111,12 @@ class EvolveOptions:
                 raise BadInput(f"{name} must be at least 0, not {value}")
         for name in ("widths", "activations"):
             value = getattr(self, name)
-            if len(value) != 2 or not 1 <= value[0] <= value[1] <= 16:
+            whole = isinstance(value, tuple) and all(type(bits) is int for bits in value)
+            if not whole or len(value) != 2 or not 1 <= value[0] <= value[1] <= 16:
                 raise BadInput(
                     f"{name} must be the least and the greatest width, 1 to 16 in rising order, not"
                     f" {value}"
                 )
-        if not 2 <= self.bias_width <= 16:
-            raise BadInput(f"bias_width must be 2 to 16, not {self.bias_width}")
         good = [isfinite(f) and 0 < f <= 16 for f in self.factors]
         if not good or not all(good) or list(self.factors) != sorted(set(self.factors)):
             raise BadInput(
@@ -122,8 +125,6 @@ class EvolveOptions:
             )
         if not (isfinite(self.ratio) and self.ratio > 0):
             raise BadInput(f"ratio must be above 0, not {self.ratio}")
-        if self.max_bits is not None and self.max_bits < 1:
-            raise BadInput(f"max_bits must be at least 1, not {self.max_bits}")
         self.recipe()
         replace(self.recipe(), rate=self.final_rate)
 

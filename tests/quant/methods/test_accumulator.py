@@ -242,14 +242,16 @@ def test_an_impossible_width_names_the_layer_and_the_narrowest() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"bits": 11}, "12 to 32, not 11"),
-        ({"bits": 33}, "12 to 32, not 33"),
+        ({"bits": 11}, "width of accumulators must be a whole number from 12 to 32, not 11"),
+        ({"bits": 33}, "from 12 to 32, not 33"),
         ({"bits": 16.0}, "whole number"),
         ({"widest": 9}, "widest"),
         ({"beam": 0}, "beam"),
         ({"images": 1}, "images"),
         ({"epochs": -1}, "epochs"),
         ({"rate": 0.0}, "rate"),
+        ({"bound": "weights"}, "bound must be one of Bound.FORMATS.*not 'weights'"),
+        ({"scales": "shift"}, "scales must be one of Scales.SHIFT.*not 'shift'"),
     ],
 )
 def test_bad_options_are_refused(change: dict[str, Any], said: str) -> None:

@@ -15,11 +15,13 @@ from hwgen.flow import load_model
 from hwgen.flow.model import Model
 from hwgen.ir import Network
 from hwgen.ir.ops.mac import MacOp
+from quant.baseline import observe_graph
 from quant.codebooks import kmeans_exact
 from quant.datasets import load_dataset
 from quant.finetune import FineTuner
 from quant.graph import FloatGraph
 from quant.methods.cluster import ClusterOptions, Scope, Seeding, cluster, prune
+from quant.methods.cluster_layers import cluster_layer, layer_plan, tuned_plan
 from quant.methods.cluster_prune import cubic, masks_at, sparsity_of
 from quant.methods.cluster_seeds import Swarm, clustered, swarm_levels
 from quant.methods.result import Result
@@ -278,14 +280,18 @@ def test_hardware(codebook: bool) -> None:
     [
         ({"sparsity": 1.0}, "sparsity must be at least 0 and below 1, not 1.0"),
         ({"sparsity": -0.1}, "sparsity must be at least 0"),
-        ({"bits": 1}, "bits of clustering must be 2 to 8, not 1"),
-        ({"bits": 9}, "bits of clustering must be 2 to 8, not 9"),
-        ({"bits": 6, "entry_bits": 5}, "entry_bits of clustering must be 6 to 12, not 5"),
-        ({"activation_bits": 1}, "activation_bits of clustering must be 2 to 16"),
-        ({"epochs": -1}, "epochs of fine-tuning must be at least 0"),
-        ({"tune_epochs": -1}, "tune_epochs of clustering must be at least 0"),
+        ({"bits": 1}, "bits must be a whole number from 2 to 8, not 1"),
+        ({"bits": 9}, "bits must be a whole number from 2 to 8, not 9"),
+        ({"bits": 6, "entry_bits": 5}, "entry_bits must be a whole number from 6 to 12, not 5"),
+        ({"activation_bits": 1}, "activation_bits must be a whole number from 2 to 16"),
+        ({"epochs": -1}, "epochs must be a whole number at least 0"),
+        ({"tune_epochs": -1}, "tune_epochs must be a whole number at least 0"),
         ({"ramp": 0.0}, "ramp"),
-        ({"images": 0}, "images of clustering must be at least 1"),
+        ({"images": 0}, "images must be a whole number at least 1"),
+        ({"bits": 4.5}, "bits must be a whole number from 2 to 8, not 4.5"),
+        ({"epochs": 1.5}, "epochs must be a whole number at least 0, not 1.5"),
+        ({"seeding": "pso"}, "seeding must be one of Seeding.PSO.*not 'pso'"),
+        ({"scope": "layer"}, "scope must be one of Scope.LAYER, Scope.ADAPTIVE, not 'layer'"),
         ({"codebook": True, "seeding": Seeding.NONE}, "a codebook needs clusters"),
     ],
 )
@@ -311,3 +317,17 @@ def test_no_training_images() -> None:
         splits=empty,
         options=ClusterOptions(epochs=0, tune_epochs=0, sparsity=0.5),
     )
+
+
+def test_centroids_that_pass_each_other_keep_their_weights() -> None:
+    sparse = pruned()
+    node = sparse.mac_nodes[-1]
+    inputs = observe_graph(sparse, splits().search_images[:20]).layers[node.name]
+    layer = cluster_layer(node.weight, 3, Seeding.EXACT, np.random.default_rng(0))
+    plan = layer_plan(node, layer, inputs, bits=3, entry_bits=12, bias_bits=16, power_of_two=False)
+    moved = layer.levels.copy()
+    moved[[0, -1]] = moved[[-1, 0]]  # the lowest and the highest trade places
+    trained = replace(node, weight=np.concatenate([[0.0], moved])[layer.bins])
+    found = tuned_plan(trained, layer, plan, inputs)
+    assert found.weights == pytest.approx(trained.weight, abs=0.6 * float(found.scale[0]))
+    assert (found.codes[layer.bins == 0] == 0).all()
