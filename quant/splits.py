@@ -141,11 +141,20 @@ class Splits:
 
     def digest(self) -> str:
         """sha256 of the search set: part of what a resumed search must agree on."""
-        total = hashlib.sha256()
-        for array in (self.search_images, self.search_labels):
-            total.update(str(array.shape).encode())
-            total.update(np.ascontiguousarray(array).tobytes())
-        return total.hexdigest()
+        return _digest(self.search_images, self.search_labels)
+
+    def training_digest(self) -> str:
+        """sha256 of the training set: what a resumed search must agree on where it trains."""
+        return _digest(self.train_images, self.train_labels)
+
+
+def _digest(images: Images, labels: Labels) -> str:
+    """sha256 of the shapes and values of images and labels."""
+    total = hashlib.sha256()
+    for array in (images, labels):
+        total.update(str(array.shape).encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
 
 
 def _common(one: Images, other: Images) -> int:

@@ -105,7 +105,8 @@ def _verdict(result: Mapping[str, Any], drops: Mapping[str, float]) -> str:
     plain, tuned = EXPECTED[bits]
     parts = [(drops["post-training"], plain, "post-training")]
     if bits == 12:
-        parts = [(result["test"]["drop"], plain, "fine-tuned")]
+        how = "fine-tuned" if result["options"]["epochs"] else "without fine-tuning"
+        parts = [(result["test"]["drop"], plain, how)]
     elif tuned is not None and "tuned" in drops:
         parts.append((result["test"]["drop"], tuned, "fine-tuned"))
     return "; ".join(

@@ -139,7 +139,10 @@ def report(results: Mapping[str, dict[str, Any]], out: Path) -> str:
         "Re-implemented from the published abstract of MOGAQNN. Every candidate is resized from the"
         " trained network, fine-tuned on its integer grids and scored on the search images; the one"
         " that is chosen is trained for longer and looks at the test images once. The controls have"
-        " as many candidates (uniform widths at most as many as there are) and the same training."
+        " as many candidates (uniform widths at most as many as there are) with the same short"
+        " training; of each control one network is trained for longer, of NSGA-II several finalists in"
+        " rounds, each of which costs as many epochs as that one. Hypervolumes count short training"
+        " alone."
     )
     parts = [text]
     for network in networks:
@@ -203,7 +206,8 @@ def _verdict(searches: Mapping[str, dict[str, Any]], best_float: float) -> str:
     others = [r["hypervolume"][-1] for kind, r in searches.items() if kind != "nsga2"]
     if others:
         above = "above" if found["hypervolume"][-1] > max(others) else "not above"
-        text += f" Its hypervolume is {above} both controls'."
+        whose = "both controls'" if len(others) > 1 else "the control's"
+        text += f" Its hypervolume is {above} {whose}."
     genes = ", ".join(
         f"{layer} {weights}/{activations} x{factor:g}"
         for layer, (weights, activations, factor) in found["chosen"]["genes"].items()

@@ -84,6 +84,8 @@ def accumulator(
         "network": graph_digest(whole),
         "search": splits.digest(),
     }
+    if options.epochs and state is not None:  # digests of all images take a while
+        identity["training"] = splits.training_digest()
     total = 2 * options.evaluations + options.epochs
     with (progress or Silent()).steps(f"fit {options.bits}-bit accumulators", total) as advance:
         run: Run

@@ -234,7 +234,7 @@ def test_every_option_is_a_field(flag: quantize.Flag) -> None:
         (("adaptive", "--bits", "8", "--entry-bits", "4"), "entry_bits must be at least bits"),
         (("cluster", "--bits", "1"), "bits must be a whole number from 2 to 8, not 1"),
         (("cluster", "--epochs", "1.5"), "epochs must be a whole number, not 1.5"),
-        (("evolve", "--population", "1"), "population must be at least 2, not 1"),
+        (("evolve", "--population", "1"), "population must be a whole number at least 2, not 1"),
         (("evolve", "--study", "x.db", "--no-resume"), "does not empty a --study"),
         (("evolve", "--study", "nosuch://here/x"), "nosuch"),
         (("linear", "--search-images", "9"), "search set must have at least 10 images, not 9"),

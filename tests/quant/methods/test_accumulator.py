@@ -198,6 +198,12 @@ def test_an_interrupted_search_goes_on(fitted: Result, tmp_path: Path, steps: in
     assert again.table() == fitted.table()
     with pytest.raises(BadInput, match="options"):
         search(replace(options, bits=13), state=path)
+    _, splits = case()
+    fewer = replace(
+        splits, train_images=splits.train_images[:-1], train_labels=splits.train_labels[:-1]
+    )
+    with pytest.raises(BadInput, match="another search: its training differ"):
+        search(options, splits=fewer, state=path)
 
 
 def test_other_scales_and_raw_pixels() -> None:
