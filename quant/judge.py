@@ -116,6 +116,7 @@ class Judge:
         if memory < 0:
             raise BadInput(f"the memory of a judge must be at least 0 bytes, not {memory}")
         self._images, self._labels = images, labels
+        self._classes = int(labels.max()) + 1
         self._runner = _runner(images, threads, device)
         self._digests, self._memory = Digests(), Memory(memory)
         self._scores: OrderedDict[bytes, Score] = OrderedDict()
@@ -142,8 +143,13 @@ class Judge:
         Raises
         ------
         BadInput
-            If the network takes other images.
+            If the network takes other images, or has fewer outputs than there are classes.
         """
+        if network.output_type.size < self._classes:
+            raise BadInput(
+                f"the labels go up to {self._classes - 1}, but the network has"
+                f" {network.output_type.size} outputs; give the labels of its classes"
+            )
         if network.input != self._input:
             network.check(self._images)
             self._input = network.input

@@ -43,8 +43,8 @@ class Splits:
     Raises
     ------
     BadInput
-        If a set is too small, of another shape than the others, has a wrong number of labels, or
-        shares an image with another.
+        If a set is too small, of another shape than the others, has wrong labels or not as many as
+        images, or shares an image with another.
     """
 
     train_images: Images = field(repr=False)
@@ -75,10 +75,12 @@ class Splits:
                 f"the {kind} images must be uint8 of shape (N, C, H, W) like the test images, not"
                 f" {getattr(images, 'dtype', type(images))} of shape {getattr(images, 'shape', '')}"
             )
-        if labels.shape != (len(images),):
+        whole = isinstance(labels, np.ndarray) and labels.dtype.kind in "iu"
+        if not whole or labels.shape != (len(images),) or labels.min(initial=0) < 0:
             raise BadInput(
-                f"there must be one label for each of the {len(images)} {kind} images, not"
-                f" {labels.shape}"
+                f"there must be one label, an integer of at least 0, for each of the {len(images)}"
+                f" {kind} images, not {getattr(labels, 'dtype', type(labels))} of shape"
+                f" {getattr(labels, 'shape', '')}"
             )
         if len(images) < FEWEST and kind != "train":
             raise BadInput(

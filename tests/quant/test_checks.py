@@ -79,3 +79,31 @@ def test_evolve_needs_training_images() -> None:
             splits=bare,
             options=quant.EvolveOptions(epochs=0, final_epochs=0),
         )
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.full(40, -1),
+        np.zeros(40),
+        np.zeros(39, dtype=np.int64),
+        np.zeros((40, 1), dtype=np.int64),
+        [0] * 40,
+    ],
+)
+def test_wrong_labels_are_refused(labels: Any) -> None:
+    _, splits = given()
+    with pytest.raises(BadInput, match="one label, an integer of at least 0, for each of the 40"):
+        replace(splits, search_labels=labels)
+
+
+def test_labels_of_other_classes_are_refused() -> None:
+    model, splits = given()
+    labels = splits.search_labels.copy()
+    labels[7] = 10
+    with pytest.raises(BadInput, match="labels go up to 10, but the network has 10 outputs"):
+        quant.linear(
+            model.graph,
+            preprocess=model.preprocess,
+            splits=replace(splits, search_labels=labels),
+        )
