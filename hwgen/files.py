@@ -59,7 +59,7 @@ def write_atomic(path: Path, writer: Callable[[BinaryIO], Any]) -> None:
         ) from error
     finally:
         if temporary is not None:
-            os.unlink(temporary)
+            Path(temporary).unlink(missing_ok=True)  # not there: Ctrl-C came just behind the move
 
 
 def write_bytes(path: Path, data: bytes) -> None:
