@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,11 @@ __all__ = ["SearchState", "graph_digest"]
 
 SCHEMA = 1
 RECORD = "record"
+
+_DAMAGE = (
+    *(OSError, ValueError, KeyError, TypeError, EOFError),
+    *(RuntimeError, zipfile.BadZipFile, zlib.error),  # of the archive's headers
+)
 
 
 def graph_digest(graph: FloatGraph) -> str:
@@ -66,11 +72,14 @@ class SearchState:
         if self.path is None or not self.path.exists():
             return None
         try:
-            with np.load(io.BytesIO(self.path.read_bytes()), allow_pickle=False) as file:
+            data = io.BytesIO(self.path.read_bytes())
+            if not zipfile.is_zipfile(data):
+                raise ValueError("it is not a whole .npz file")
+            with np.load(data, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             found = json.loads(bytes(arrays.pop(RECORD)).decode())
             schema, identity, record = found["schema"], found["identity"], found["record"]
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise BadInput(
                 f"{self.path} is no state of a search ({error}); delete it to start anew"
             ) from error
