@@ -79,9 +79,10 @@ class LayerwiseOptions:
     ----------
     mode : LayerwiseMode
     tolerance : float, optional
-        In the paper's mode its T, 0.005: weights may lose so much of the accuracy, activations as
-        much again. In the improved mode the relative drop that is allowed on the search images,
-        0.0075: less than ``max_drop``, because the network is chosen for them.
+        In the paper's mode its T, half of ``max_drop`` by default: weights may lose so much of the
+        accuracy, activations as much again. In the improved mode the relative drop that is allowed
+        on the search images, by default three quarters of ``max_drop``, because the network is
+        chosen for them.
     max_drop : float
         The relative drop that is allowed in the end.
     images : int, optional
@@ -127,8 +128,8 @@ class LayerwiseOptions:
                     f"{name} must be a relative drop from 0 to below 1, not {value}; 0.01 is 1 %"
                 )
         if self.tolerance is None:
-            paper = self.mode is LayerwiseMode.PAPER
-            object.__setattr__(self, "tolerance", 0.005 if paper else min(0.0075, self.max_drop))
+            share = 0.5 if self.mode is LayerwiseMode.PAPER else 0.75
+            object.__setattr__(self, "tolerance", share * self.max_drop)
         ranges = {
             "images": (10, None),
             "calibration": (1, None),

@@ -334,6 +334,13 @@ def test_other_images_confirm(improved: Result) -> None:
     assert confirmation["images"] > 100
 
 
+@pytest.mark.parametrize("drop", [0.0, 0.004, 0.01, 0.08])
+def test_the_drop_that_is_allowed_sets_the_tolerance(drop: float) -> None:
+    assert LayerwiseOptions(max_drop=drop).tolerance == 0.75 * drop
+    assert LayerwiseOptions(max_drop=drop, mode=LayerwiseMode.PAPER).tolerance == 0.5 * drop
+    assert LayerwiseOptions(max_drop=drop, tolerance=0.003).tolerance == 0.003
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
