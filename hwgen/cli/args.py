@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "above_zero",
     "amount",
+    "baseline_arguments",
     "check_file",
     "data_arguments",
     "dataset",
@@ -139,6 +140,11 @@ def model_arguments(part: argparse.ArgumentParser, *, network: bool = False) -> 
 
 def quant_arguments(part: argparse.ArgumentParser) -> None:
     part.add_argument("--bits", help="bits of weights and activations, or W/B/A; default 8")
+    baseline_arguments(part)
+
+
+def baseline_arguments(part: Any) -> None:
+    """What the baseline has besides ``--bits``; ``part`` is a parser or a group of its arguments."""
     part.add_argument(
         "--layer-bits",
         action="append",

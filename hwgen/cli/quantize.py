@@ -69,9 +69,25 @@ FLAGS: tuple[Flag, ...] = (
         choices=("linear", "mse", "lloyd", "random"),
         help="what the strategy is measured against, instead of it",
     ),
-    _flag("--mode", "layerwise", choices=("improved", "paper"), help="default improved"),
-    _flag("--max-drop", "layerwise", type=args.share, help="relative drop to stay within"),
-    _flag("--tolerance", "layerwise", type=args.share, help="drop that a step may cost"),
+    _flag(
+        "--mode",
+        "layerwise",
+        choices=("improved", "paper"),
+        help="which search; default improved",
+    ),
+    _flag(
+        "--max-drop",
+        "layerwise",
+        type=args.share,
+        help="relative drop to stay within, below 1; default 0.01, which is 1 %%",
+    ),
+    _flag(
+        "--tolerance",
+        "layerwise",
+        type=args.share,
+        help="drop that the search allows itself on the search images, default 0.75 of --max-drop;"
+        " with --mode paper its T, default 0.5 of it",
+    ),
     _flag("--trials", "evolve", type=args.positive, help="candidates in all; default 32"),
     _flag("--population", "evolve", type=args.positive, help="of a generation; default 8"),
     _flag(
@@ -84,7 +100,7 @@ FLAGS: tuple[Flag, ...] = (
         "--final-epochs",
         "evolve",
         type=args.amount,
-        help="of fine-tuning for the one that is chosen",
+        help="of fine-tuning for the one that is chosen; default 30",
     ),
     _flag(
         "--ratio",
@@ -92,7 +108,12 @@ FLAGS: tuple[Flag, ...] = (
         type=args.above_zero,
         help="how many times smaller than in float32 the network must be; default 6",
     ),
-    _flag("--sparsity", "cluster", type=args.share, help="share of weights to prune; default 0.8"),
+    _flag(
+        "--sparsity",
+        "cluster",
+        type=args.share,
+        help="share of weights to prune, below 1; default 0.8",
+    ),
     _flag(
         "--scope",
         "cluster",
@@ -112,7 +133,9 @@ FLAGS: tuple[Flag, ...] = (
         const=True,
         help="store the clusters as they are, as a codebook",
     ),
-    _flag("--tune-epochs", "cluster", type=args.natural, help="of fine-tuning the clusters"),
+    _flag(
+        "--tune-epochs", "cluster", type=args.natural, help="of fine-tuning the clusters; default 2"
+    ),
     _flag(
         "--accumulator-bits",
         "accumulator",
@@ -130,7 +153,7 @@ FLAGS: tuple[Flag, ...] = (
         "--scales",
         "accumulator",
         choices=("shift", "multiply"),
-        help="of output channels: powers of two, the default, or real ones",
+        help="of output channels: powers of two or real ones; default shift",
     ),
     _flag("--entry-bits", "adaptive cluster", type=args.positive, help="of a codebook; default 8"),
     _flag(
@@ -139,7 +162,13 @@ FLAGS: tuple[Flag, ...] = (
         type=args.positive,
         help="of activations; default 8",
     ),
-    _flag("--evaluations", "adaptive accumulator", type=args.positive, help="networks to try"),
+    _flag(
+        "--evaluations",
+        "adaptive accumulator",
+        type=args.positive,
+        help="networks to try, default 400; of accumulator about so many in each of its two searches,"
+        " default 150",
+    ),
     _flag(
         "--mirror",
         "evolve cluster accumulator",
@@ -147,7 +176,13 @@ FLAGS: tuple[Flag, ...] = (
         const=True,
         help="fine-tune on mirrored images too: right for photographs, wrong for digits",
     ),
-    _flag("--epochs", "evolve cluster accumulator", type=args.amount, help="of fine-tuning"),
+    _flag(
+        "--epochs",
+        "evolve cluster accumulator",
+        type=args.amount,
+        help="of fine-tuning: evolve each candidate, default 2; cluster while it prunes, default 10;"
+        " accumulator in the end, default 0",
+    ),
 )
 """The options that not every method has; their defaults are those of the method."""
 
@@ -180,7 +215,11 @@ def arguments(part: argparse.ArgumentParser) -> None:
         default="linear",
         help="how to quantise, see below; default linear",
     )
-    args.quant_arguments(part)
+    part.add_argument(
+        "--bits",
+        help="linear: bits of weights and activations, or W/B/A, default 8; adaptive and cluster: bits of"
+        " a weight as it is stored, default 4",
+    )
     part.add_argument("--seed", type=args.natural, default=0, help="of all chance; default 0")
     part.add_argument(
         "--search-images",
@@ -201,6 +240,7 @@ def arguments(part: argparse.ArgumentParser) -> None:
     groups: dict[tuple[str, ...], Any] = {
         (method,): part.add_argument_group(method, text) for method, text in METHODS.items()
     }
+    args.baseline_arguments(groups["linear",])
     for flag in (*FLAGS, STUDY):
         if flag.methods not in groups:
             groups[flag.methods] = part.add_argument_group(", ".join(flag.methods))

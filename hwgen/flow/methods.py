@@ -214,8 +214,9 @@ def limit_message(result: Result) -> str | None:
     record = result.record
     limit = record.get("limit")
     if isinstance(limit, Mapping) and not limit.get("met", True):
+        words = {"max_bits": "bits of constants at most"}
         told = [
-            f"{key.replace('_', ' ')} {value:,}" if isinstance(value, int) else f"{key} {value}"
+            f"{words.get(key, key)} {value:,}" if isinstance(value, int) else f"{key} {value}"
             for key, value in limit.items()
             if key != "met" and value is not None
         ]

@@ -298,6 +298,20 @@ def test_images(
     assert contents(tmp_path) == {}
 
 
+def test_help_tells_the_defaults() -> None:
+    """What a method takes where nothing is typed stands in the help of its option."""
+    for flag in quantize.FLAGS:
+        for method in flag.methods:
+            value = getattr(options_class(method)(), flag.target)
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            if isinstance(value, bool) or value is None or flag.name == "--tolerance":
+                continue  # a switch, or told in words
+            if not isinstance(value, int | float):
+                shown = value.value
+            words = rf"default {re.escape(shown)}\b"
+            assert re.search(words, flag.settings["help"]), (flag.name, method, shown)
+
+
 # Unfinished searches.
 
 
@@ -473,7 +487,9 @@ def test_limits_in_words() -> None:
     text = limit_message(
         a_result({"limit": {"met": False, "max_bits": 9, "reached": 1200, "binding_layer": "fc"}})
     )
-    assert text == "the limit is not met: max bits 9, reached 1,200, binding layer fc"
+    assert text == (
+        "the limit is not met: bits of constants at most 9, reached 1,200, binding layer fc"
+    )
     assert limit_message(a_result({"limit_met": True, "search_drop": 0.0})) is None
     text = limit_message(a_result({"limit_met": False, "search_drop": 0.0213, "binding": "fc"}))
     assert text is not None
