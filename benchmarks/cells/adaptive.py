@@ -393,4 +393,6 @@ def _curves(rows: list[Row], path: Path) -> None:
                 axis.legend(fontsize=7, frameon=False)
     for axis in axes[-1]:
         axis.set_xlabel("evaluations", fontsize=8)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("search accuracy, %", fontsize=8)
     figure.savefig(path, dpi=110, metadata={"Software": None})

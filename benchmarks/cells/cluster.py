@@ -295,6 +295,18 @@ def _verdict(mine: list[dict[str, Any]], eight: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+COLOURS = {
+    (5, False): "tab:blue",
+    (4, False): "tab:orange",
+    (5, True): "tab:cyan",
+    (4, True): "tab:red",
+}
+"""Of a plot's dots, by bits and by whether there is a codebook."""
+
+MARKERS = {"pso": "o", "exact": "s", "k-means++": "^", "uniform": "D", "random": "v"}
+"""Of a plot's dots, by the start of K-means."""
+
+
 def _plot(
     results: Mapping[str, dict[str, Any]], eights: Mapping[str, dict[str, Any]], out: Path
 ) -> None:
@@ -303,22 +315,29 @@ def _plot(
     figure = Figure(figsize=(5 * max(1, len(eights)), 4), layout="constrained")
     axes = figure.subplots(1, max(1, len(eights)), squeeze=False)[0]
     for axis, (network, eight) in zip(axes, eights.items(), strict=False):
-        for codebook, marker in ((False, "o"), (True, "s")):
-            for bits, colour in ((5, "tab:blue"), (4, "tab:orange")):
+        shown = [
+            r
+            for r in results.values()
+            if r["network"] == network and "options" in r and not r["options"]["tune_epochs"]
+        ]
+        for (bits, codebook), colour in COLOURS.items():
+            alike = [r for r in shown if _kind(r)[:2] == (bits, codebook)]
+            for seeding, marker in MARKERS.items():
                 dots = [
                     (_squares(r), 100 * r["test"]["integer"])
-                    for r in results.values()
-                    if r["network"] == network
-                    and "options" in r
-                    and _kind(r)[:2] == (bits, codebook)
-                    and not r["options"]["tune_epochs"]
-                    and r["options"]["seeding"] != "none"
+                    for r in alike
+                    if r["options"]["seeding"] == seeding
                 ]
                 if dots:
-                    label = f"{bits} bits, {'codebook' if codebook else 'linear'}"
-                    x, y = zip(*dots, strict=True)
-                    axis.scatter(x, y, marker=marker, color=colour, label=label)
+                    axis.scatter(*zip(*dots, strict=True), marker=marker, color=colour, s=24)
+            if alike:  # an entry of the legend alone
+                label = f"{bits} bits, {'codebook' if codebook else 'linear'}"
+                axis.plot([], [], color=colour, linewidth=4, label=label)
+        for seeding, marker in MARKERS.items():
+            if any(r["options"]["seeding"] == seeding for r in shown):
+                settings = {"marker": marker, "linestyle": "", "markersize": 5}
+                axis.plot([], [], color="grey", label=f"start: {seeding}", **settings)
         axis.axhline(100 * eight["test"]["integer"], color="grey", linestyle=":", label="8 bits")
         axis.set(title=network, xlabel="squares / least", ylabel="test accuracy, %")
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=7)
     figure.savefig(out / "cluster.png", dpi=120, metadata={"Software": None})
