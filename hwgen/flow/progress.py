@@ -10,6 +10,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 __all__ = ["Console", "Progress", "Shown", "Silent"]
 
@@ -90,12 +91,16 @@ class Shown:
             return
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[text]}", markup=False),
+            TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=7)),
+            TextColumn(  # what a narrow terminal has no place for is cut off, not the time
+                "{task.fields[text]}",
+                markup=False,
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
         )
-        with Bars(*columns, console=self.console) as bars:
+        with Bars(*columns, console=self.console, expand=True) as bars:
             task = bars.add_task(what, total=total, text="")
             yield lambda done, total, text: bars.update(
                 task, completed=done, total=total, text=text

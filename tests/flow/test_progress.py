@@ -10,9 +10,9 @@ from hwgen.flow import progress
 from hwgen.flow.progress import Console, Shown, Silent
 
 
-def shown(*, terminal: bool) -> tuple[Shown, io.StringIO]:
+def shown(*, terminal: bool, width: int = 120) -> tuple[Shown, io.StringIO]:
     file = io.StringIO()
-    return Shown(Console(file=file, force_terminal=terminal, width=120)), file
+    return Shown(Console(file=file, force_terminal=terminal, width=width)), file
 
 
 def test_silent() -> None:
@@ -42,3 +42,14 @@ def test_a_bar_on_a_terminal() -> None:
     assert "search" in text
     assert "2/5" in text
     assert "best [91%]" in text
+
+
+def test_a_narrow_terminal_cuts_the_text_alone() -> None:
+    reporter, file = shown(terminal=True, width=60)
+    with reporter.steps("search", 3) as advance:
+        advance(2, 5, "54.4% of memory and 83.9% of multiplication saved, too inaccurate")
+    text = file.getvalue()
+    assert "2/5" in text
+    assert "0:00:00" in text
+    assert "54.4%" in text
+    assert "inaccurate" not in text
