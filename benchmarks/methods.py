@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,7 +63,8 @@ def load_methods(quick: bool) -> list[Method]:
             continue
         try:
             module = importlib.import_module(f"benchmarks.cells.{name}")
-            cells = tuple(module.cells(quick))
+            version = getattr(module, "VERSION", 1)
+            cells = tuple(replace(cell, version=version) for cell in module.cells(quick))
         except Exception as error:  # one broken method must not stop the others
             reason = f"its cells cannot be loaded: {type(error).__name__}: {error}"
             methods.append(Method(name=name, module=None, cells=(), broken=reason))
@@ -87,8 +88,12 @@ class Store:
         return self.folder / "cells" / f"{cell.name}.json"
 
     def identity(self, cell: Cell) -> str:
-        """Digest of what decides a cell's result besides its networks."""
-        return digest("cell", SCHEMA, cell.name, dict(cell.config), self.quick)
+        """Digest of what decides a cell's result besides its networks.
+
+        The first version of a method is not in it: results from before versions were counted stay.
+        """
+        version = (cell.version,) if cell.version > 1 else ()
+        return digest("cell", SCHEMA, cell.name, dict(cell.config), self.quick, *version)
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
         """A cell's record if its configuration is this one's."""

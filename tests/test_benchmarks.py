@@ -189,6 +189,29 @@ def test_other_configurations_are_measured_again(stubs: Stubs, tmp_path: Path) -
     assert len(stubs.ran) == 7
 
 
+def test_another_version_of_a_method_is_measured_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("--out", tmp_path, "--quick", "--only", "linear-digits-tiny-b8")
+    assert run(*command) == 0
+    monkeypatch.setattr("benchmarks.cells.linear.VERSION", 2)
+    capsys.readouterr()
+    assert run(*command) == 0
+    assert "1 of 1 cells to run" in capsys.readouterr().err
+    assert run(*command) == 0
+    assert "0 of 1 cells to run" in capsys.readouterr().err
+
+
+def test_unfinished_searches_of_other_configurations_have_other_files(tmp_path: Path) -> None:
+    cases = Cases(tmp_path, quick=True)
+    first = cases.state("cell", 1, {"bits": 3})
+    assert first.name.startswith("cell-")
+    assert first == cases.state("cell", 1, {"bits": 3})
+    cases.case("digits-tiny", search=50)
+    others = cases.state("cell", 1, {"bits": 3}), cases.state("cell", 2, {"bits": 3})
+    assert len({first, *others}) == 3
+
+
 def test_what_is_refused(stubs: Stubs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--out", tmp_path, "--only", "(") == 2
     assert "--only must be a regular expression" in capsys.readouterr().err
@@ -197,6 +220,8 @@ def test_what_is_refused(stubs: Stubs, tmp_path: Path, capsys: pytest.CaptureFix
     assert run("--out", tmp_path / "file") == 2
     with pytest.raises(BadInput, match="plain file name"):
         Cell(name="../x", run=lambda cases: {})
+    with pytest.raises(BadInput, match="version"):
+        Cell(name="x", run=lambda cases: {}, version=0)
 
 
 def test_cases(tmp_path: Path) -> None:

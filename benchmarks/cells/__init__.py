@@ -1,7 +1,9 @@
 """The cells of the benchmark of the quantisation methods: one module for each method.
 
 A module has ``cells(quick) -> list[Cell]``, in the order in which they run, and
-``report(results, out) -> str``, a section of Markdown from the results that are there.
+``report(results, out) -> str``, a section of Markdown from the results that are there. Its
+``VERSION``, 1 if there is none, is raised when results of the method's code change: cells that were
+measured before then count as not done.
 """
 
 METHODS = ("linear", "adaptive", "layerwise", "evolve", "cluster", "accumulator")

@@ -17,6 +17,9 @@ from quant.config import LayerBits, QuantConfig
 from quant.methods.adaptive import AdaptiveOptions, Control, Form, adaptive
 from quant.methods.linear import linear
 
+VERSION = 1
+"""Of the method: raise it when its results change, so that all cells are measured again."""
+
 NOISE = 0.005
 """Difference of two accuracies that is taken for noise: about one standard error of an accuracy of
 80 % on the search images that choose, or on 10,000 test images."""
@@ -131,7 +134,8 @@ def _search_cell(name: str, study: Study, form: Form, options: AdaptiveOptions, 
 def _search(
     cases: Cases, *, study: Study, options: AdaptiveOptions, seed: int, name: str
 ) -> dict[str, Any]:
-    case, state = cases.case(study.network, study.search), cases.scratch(f"{name}.npz")
+    case = cases.case(study.network, study.search)
+    state = cases.state(name, VERSION, options.record(), seed, study.search)
     result = adaptive(
         case.graph,
         preprocess=case.preprocess,

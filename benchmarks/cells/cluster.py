@@ -23,6 +23,12 @@ from quant.graph import FloatGraph
 from quant.methods.cluster import ClusterOptions, Seeding, cluster, prune
 from quant.methods.result import compare
 
+VERSION = 1
+"""Of the method: raise it when its results change, so that all cells are measured again."""
+
+TUNED_CODEBOOKS = {"tuned codebooks": 2}
+"""In the configuration of cells that fine-tune codebooks: raised when only their results change."""
+
 PRUNING: Mapping[str, ClusterOptions] = {
     "lenet5-cifar10": ClusterOptions(mirror=True, epochs=10, rate=4e-3),
     # A step of this network takes twenty times as long: few epochs of some images.
@@ -66,7 +72,11 @@ def cells(quick: bool) -> list[Cell]:
                 Cell(
                     name=f"cluster-{network}-{_label(options)}-s{seed}",
                     run=partial(_cluster, network=network, options=options, seed=seed),
-                    config={"options": options.record(), "seed": seed},
+                    config={
+                        "options": options.record(),
+                        "seed": seed,
+                        **(TUNED_CODEBOOKS if options.codebook and options.tune_epochs else {}),
+                    },
                 )
             )
     return found

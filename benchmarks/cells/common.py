@@ -12,7 +12,9 @@ from typing import Any
 from hwgen.errors import BadInput
 from hwgen.files import ensure_folder
 from hwgen.flow.model import load_model
+from hwgen.flow.workspace import digest
 from quant.checkpoints import shipped_checkpoint
+from quant.checks import check_whole
 from quant.datasets import load_dataset
 from quant.graph import FloatGraph
 from quant.models import Preprocess
@@ -39,15 +41,20 @@ class Cell:
     config : mapping
         JSON values that decide the result besides the name: options, seeds, the widths. A result
         of another configuration is measured again.
+    version : int
+        ``VERSION`` of the module that makes the cell: raised whenever the results of the method's
+        code change, so that older ones are measured again.
     """
 
     name: str
     run: Callable[[Cases], dict[str, Any]]
     config: Mapping[str, Any] = field(default_factory=dict)
+    version: int = 1
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
             raise BadInput(f"a cell's name must be a plain file name, not {self.name!r}")
+        check_whole("a cell's version", self.version, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -197,6 +204,15 @@ class Cases:
         path = self.work / name
         ensure_folder(path.parent)
         return path
+
+    def state(self, cell: str, *config: object) -> Path:
+        """The file of a cell's unfinished search.
+
+        Its name depends on the configuration, the method's version among it, and on the networks
+        that the cell has asked for: a search of another one begins anew instead of being refused.
+        """
+        key = digest(sorted(self.used.items()), *config)[:12]
+        return self.scratch(f"{cell}-{key}.npz")
 
     def _dataset(self, name: str) -> Any:
         if name not in self._data:
