@@ -25,7 +25,7 @@ from quant.config import LayerBits, QuantConfig
 from quant.formats import Floats
 from quant.graph import FloatGraph
 from quant.judge import Judge, Score
-from quant.methods.adaptive_forward import Forward
+from quant.methods.adaptive_forward import Forward, one_thread
 from quant.methods.adaptive_genes import Form, Genome, Start
 from quant.methods.adaptive_options import ALONE, STARTS, AdaptiveOptions, Control
 from quant.methods.adaptive_strategy import RandomSearch, Strategy
@@ -239,6 +239,7 @@ def _begin(options: AdaptiveOptions) -> tuple[Form, tuple[Start, ...]]:
     return options.form, STARTS[options.form]
 
 
+@one_thread()
 def _genome(assembler: Assembler, splits: Splits, options: AdaptiveOptions) -> Genome:
     """The genes of the network of raw pixels, its activations as in the baseline."""
     seen = observe_graph(assembler.graph, splits.search_images[:CALIBRATION_IMAGES])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from hwgen.ir import INPUT, Fixed
@@ -15,17 +18,36 @@ from quant import graph as fg
 from quant.assemble import Assembler
 from quant.formats import Floats
 
-__all__ = ["Forward"]
+__all__ = ["Forward", "one_thread"]
 
 BiasOf = Callable[[str, Floats], Floats]
 """Of a layer's name and what its biases should be ``(out,)``: what they become when rounded."""
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    """Finding the libraries takes longer than a small layer."""
+    return ThreadpoolController()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, so that sums have one order whatever PyTorch and BLAS are set to."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with _controller().limit(limits=1, user_api="blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(kw_only=True, eq=False)
 class Forward:
     """Runs calibration images through quantised layers.
 
-    The arithmetic is that of float32, which decides nothing but the values of the biases.
+    The arithmetic is that of float32, which decides nothing but the values of the biases. Under
+    :func:`one_thread` it is the same whatever the number of threads.
 
     Parameters
     ----------

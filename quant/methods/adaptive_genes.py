@@ -28,7 +28,7 @@ from quant.codebooks import (
     uniform_codes,
 )
 from quant.formats import Calibration, Floats, choose_format, decode, quantize_to
-from quant.methods.adaptive_forward import Forward
+from quant.methods.adaptive_forward import Forward, one_thread
 from quant.methods.adaptive_moments import LayerMoments, moments
 from quant.plan import LayerPlan, Plan, tensor_scale
 
@@ -328,6 +328,7 @@ class Genome:
             parts += [2 * place] * layer.coder.size + [2 * place + 1]
         return np.array(parts, dtype=np.int64)
 
+    @one_thread()
     def start(self, kind: Start) -> Floats:
         """Genes ``(n,)`` of a known quantiser in every layer, biases treated like weights."""
         if kind is Start.DESCENT:
@@ -347,6 +348,7 @@ class Genome:
         self._plan(coded, form)
         return np.concatenate([np.append(part, bias[name]) for name, part in genes.items()])
 
+    @one_thread()
     def plan(self, genes: Floats) -> Plan:
         """What genes ``(n,)`` stand for."""
         coded, last, begin = {}, {}, 0

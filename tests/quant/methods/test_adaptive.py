@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hwgen.errors import BadInput
 from hwgen.flow.model import Model, load_model
@@ -113,6 +114,20 @@ def test_a_seed_decides_all(clipped: Result) -> None:
     assert again.network.same(clipped.network)
     assert again.record == clipped.record
     assert search(SMALL, seed=1).record["history"] != clipped.record["history"]
+
+
+def test_threads_change_nothing() -> None:
+    options, before = replace(CODEBOOK, evaluations=6), torch.get_num_threads()
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            found.append(search(options))
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    assert found[0].network.same(found[1].network)
+    assert found[0].record == found[1].record
 
 
 class Cut(Exception):
