@@ -20,10 +20,10 @@ from quant.grouping import Group, group_nodes
 
 __all__ = ["equalise"]
 
-TARGET_BITS = 4
-"""Width for which a channel's range is chosen."""
+TARGET_BITS = 5
+"""Width for which a channel's range, and a tensor's, is chosen."""
 
-SHARE = 0.5
+SHARE = 0.4
 """Power of a channel's ideal factor that is applied: the rest would cost the readers' weights more."""
 
 SAMPLES = 20_000
@@ -94,22 +94,35 @@ def _values(
 
 
 def _factors(values: Floats) -> Floats:
-    """What each channel is divided by, ``(channels,)``: part of its best step over a power of two."""
+    """What each channel ``(channels, n)`` is divided by, ``(channels,)``.
+
+    Part of what would give each channel its own best step, times what makes the mean of these steps
+    a power of two.
+    """
+    best, alive = _best_steps(values)
+    if not alive.any():
+        return np.ones(len(values))
+    middle = np.exp(np.log(best[alive]).mean())
+    factors = (best / middle) ** SHARE * (middle / 2.0 ** np.rint(np.log2(middle)))
+    return np.asarray(np.where(alive, factors, 1.0))
+
+
+def _best_steps(values: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """The step of each row with the least squared error, ``(rows,)``, and which rows are not 0."""
     low = -(1 << (TARGET_BITS - 1)) if (values < 0).any() else 0
     high = (1 << TARGET_BITS) - 1 + low
     top = np.maximum(values.max(1) / (high + 0.5), 0.0)
     if low:
         top = np.maximum(top, values.min(1) / (low - 0.5))
-    dead = top <= 0
-    top = np.where(dead, 1.0, top)
+    alive = top > 0
+    top = np.where(alive, top, 1.0)
     best, least = top, np.full(len(top), np.inf)
     for part in SHRINK:
         step = (top * part)[:, None]
         error = np.square(np.clip(np.rint(values / step), low, high) * step - values).sum(1)
         best = np.where(error < least, top * part, best)
         least = np.minimum(error, least)
-    middle = 2.0 ** np.rint(np.log2(np.median(best[~dead]))) if (~dead).any() else 1.0
-    return np.asarray(np.where(dead, 1.0, best / middle) ** SHARE)
+    return np.asarray(best), alive
 
 
 def _apply(

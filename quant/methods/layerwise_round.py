@@ -40,6 +40,9 @@ BATCH = 100
 SHRINK = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6, 0.52, 0.44, 0.36)
 """Ranges that are tried for a real scale, as parts of the one without saturation."""
 
+NEARBY = (0.9, 1.1)
+"""What a real scale is multiplied by: a neighbour is taken where compensated rounding errs less with it."""
+
 HALVINGS = 4
 """Ranges that are tried for a scale that is a power of two."""
 
@@ -83,12 +86,19 @@ class RoundingProblem:
     def _solve(self, width: int, bias_width: int) -> LayerPlan:
         low, high = -(1 << (width - 1)), (1 << (width - 1)) - 1
         scale = self._scales(low, high)
+        codes, errors = self._rounded(scale, low, high)
+        for factor in () if self.power_of_two else NEARBY:
+            other = scale * factor
+            found, new = self._rounded(other, low, high)
+            better = (
+                new < errors if self.per_channel else np.full(len(new), new.sum() < errors.sum())
+            )
+            codes[better], errors[better] = found[better], new[better]
+            scale = np.where(better, other, scale)
         per = len(self.target) // len(self.moments)
-        codes = np.empty_like(self.target)
         means = np.empty(len(self.target))
-        for index, moments in enumerate(self.moments):
+        for index in range(len(self.moments)):
             part = slice(index * per, (index + 1) * per)
-            codes[part] = _round(self.target[part], scale[part], moments, low, high)
             means[part] = (codes[part] * scale[part, None]) @ self.mean_input[index]
         shared = scale if self.per_channel else scale[:1]
         return LayerPlan(
@@ -116,10 +126,23 @@ class RoundingProblem:
         best = errors.argmin(0)
         return np.asarray(np.stack(choices)[best, np.arange(len(top))])
 
+    def _rounded(self, scale: Floats, low: int, high: int) -> tuple[Floats, Floats]:
+        """Codes ``(out, taps)`` of channels with these scales, and their errors ``(out,)``."""
+        codes = np.empty_like(self.target)
+        per = len(codes) // len(self.moments)
+        for index, moments in enumerate(self.moments):
+            part = slice(index * per, (index + 1) * per)
+            codes[part] = _round(self.target[part], scale[part], moments, low, high)
+        return codes, self._squares(codes * scale[:, None])
+
     def _errors(self, scale: Floats, low: int, high: int) -> Floats:
         """Squared error of plain rounding, ``(out,)``."""
-        rounded = np.clip(np.rint(self.target / scale[:, None]), low, high) * scale[:, None]
-        error = self.target - rounded
+        codes = np.clip(np.rint(self.target / scale[:, None]), low, high)
+        return self._squares(codes * scale[:, None])
+
+    def _squares(self, weights: Floats) -> Floats:
+        """Squared error that weights ``(out, taps)`` make in each channel, ``(out,)``."""
+        error = self.target - weights
         per = len(error) // len(self.moments)
         parts = [
             ((error[i * per : (i + 1) * per] @ m) * error[i * per : (i + 1) * per]).sum(1)

@@ -119,8 +119,9 @@ class Evaluations:
 class Search:
     """Makes the price small while the network stays good enough.
 
-    First the loss that each width adds is measured, one at a time. The widths of least added loss
-    per price form a path; on it the cheapest network that is good enough is found by bisection. From
+    It starts at the narrowest width that is good enough everywhere. Then the loss that each width adds
+    is measured, one at a time. The widths of least added loss per price form a path; on its part that
+    is cheaper than the start the cheapest network that is good enough is found by bisection. From
     there single bits are taken away, or moved from one place to another, where the measured losses
     promise most; each network is judged whole.
 
@@ -166,8 +167,15 @@ class Search:
             scores = [self.evaluations.whole(widths, 0) for widths in plain]
             score = max(scores)
             return plain[scores.index(score)], score, False
+        for width in range(best.at(0) - 1, NARROWEST, -1):
+            found = self._judge(narrower := space.uniform(width))
+            if found is None:
+                break
+            best, score = narrower, found
         table = self._losses(space.uniform(CENTRE))
-        best, score = self._along(self._path(table), best, score)
+        price = self.price.total(best)
+        path = [widths for widths in self._path(table) if self.price.total(widths) < price]
+        best, score = self._along(path, best, score)
         best, score = self._steps(best, score, table)
         return best, score, True
 
@@ -277,30 +285,46 @@ class Search:
         """Take single bits away, or move them, in the order of added loss for what they save.
 
         What is refused counts as more harmful from then on than was measured, what is accepted as
-        less.
+        less. In networks of many layers several steps are tried at once, more after each success.
         """
         refused: set[Widths] = set()
         table = dict(table)
+        most = max(1, best.places // STRIDE)
+        stride = max(1, most // 2)
         for _ in range(self.tries):
-            moves = [w for w in _moves(best) if w not in refused]
-            price, added = self.price.total(best), self._added(best, table)
-            rated = [
-                ((self._added(w, table) - added) / (price - self.price.total(w)), w)
-                for w in moves
-                if self.price.total(w) < price - WORTH
-            ]
-            if not rated:
+            candidate = self._next(best, stride, table, refused)
+            if candidate is None:
                 break
-            candidate = min(rated)[1]
             found = self._judge(candidate)
             lowered = [p for p in range(best.places) if candidate.at(p) < best.at(p)]
             for key in [key for key in table if key[0] in lowered]:
                 table[key] *= LESSON if found is None else 1 / LESSON
             if found is not None:
-                best, score = candidate, found
+                best, score, stride = candidate, found, min(most, 2 * stride)
             else:
                 refused.add(candidate)
+                stride = max(1, stride // 2)
         return best, score
+
+    def _next(
+        self, start: Widths, stride: int, table: Table, refused: set[Widths]
+    ) -> Widths | None:
+        """So many steps from widths that promise most; None where none is left."""
+        widths = start
+        for _ in range(stride):
+            price, added = self.price.total(widths), self._added(widths, table)
+            for choose in (_moves, _more_moves):
+                rated = [
+                    ((self._added(w, table) - added) / (price - self.price.total(w)), w)
+                    for w in choose(widths)
+                    if w not in refused and self.price.total(w) < price - WORTH
+                ]
+                if rated:
+                    break
+            else:
+                break
+            widths = min(rated)[1]
+        return None if widths == start else widths
 
     def binding(self, widths: Widths) -> str:
         """The layer whose wider formats help most."""
@@ -326,6 +350,17 @@ def _moves(widths: Widths) -> list[Widths]:
     return single + both
 
 
+def _more_moves(widths: Widths) -> list[Widths]:
+    """Moves of :func:`_moves` with one bit more or less in one place besides."""
+    found = set()
+    for moved in _moves(widths):
+        for place in range(widths.places):
+            for width in (moved.at(place) - 1, moved.at(place) + 1):
+                if NARROWEST <= width <= WIDEST:
+                    found.add(moved.moved(place, width))
+    return sorted(found - {widths})
+
+
 Table = Mapping[tuple[int, int], float]
 """Added loss by place and width."""
 
@@ -343,6 +378,9 @@ WORTH = 1e-3
 
 BISECTIONS, AHEAD = 6, 3
 """Networks judged on the path: about so many by bisection, so many beyond."""
+
+STRIDE = 5
+"""At most one step for so many places is tried at once."""
 
 LESSON = 1.2
 """Factor on a place's losses after a step there was tried."""
