@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -20,9 +21,15 @@ from quant.methods.linear import linear
 VERSION = 1
 """Of the method: raise it when its results change, so that all cells are measured again."""
 
-NOISE = 0.005
-"""Difference of two accuracies that is taken for noise: about one standard error of an accuracy of
-80 % on the search images that choose, or on 10,000 test images."""
+
+def standard_error(accuracy: float, images: int) -> float:
+    """Of an accuracy, from the choice of the images: differences up to that are taken for noise.
+
+    >>> f"{standard_error(0.73, 10_000):.4f}"
+    '0.0044'
+    """
+    return sqrt(accuracy * (1 - accuracy) / images)
+
 
 PLAIN = (Control.LINEAR, Control.MSE, Control.LLOYD)
 """Controls that are a quantiser of their own."""
@@ -191,7 +198,7 @@ class Row:
 
     def controls(self, form: Form) -> dict[str, float]:
         """Test accuracies that a form has to reach, by control."""
-        names = ("linear", "mse") if form is Form.CLIP else ("linear", "mse", "lloyd")
+        names = ("linear", "baseline", "mse", *(("lloyd",) if form is Form.CODEBOOK else ()))
         found = {name: self.plain[name]["test"]["integer"] for name in names if self.plain}
         for control in Control:
             own = form if control is Control.RANDOM else _form(control)
@@ -201,6 +208,12 @@ class Row:
             if tests:
                 found[f"{control.value}, searched"] = mean(tests)
         return found
+
+    @property
+    def images(self) -> int:
+        """Test images."""
+        tables = [*self.plain.values(), *self.searches]
+        return int(tables[0]["test"]["images"])
 
     @property
     def exact(self) -> float:
@@ -356,17 +369,23 @@ def _expectations(rows: list[Row]) -> str:
             if limit is not None and row.network == "lenet5-cifar10":
                 drop = row.exact - mean(tests)
                 met = "met" if drop <= limit else "missed"
-                lines.append((where, f"drop at most {points(limit)}", points(drop), met))
+                wanted = f"drop at most {points(limit)}"
+                lines.append((where, wanted, points(drop), len(tests), met))
             controls = row.controls(form)
             if controls:
                 best = max(controls, key=lambda name: controls[name])
                 gain = mean(tests) - controls[best]
-                met = "met" if gain >= -NOISE else "missed"
-                wanted = f"not below the best control ({best}) by more than {points(NOISE)}"
-                lines.append((where, wanted, points(gain), met))
+                noise = standard_error(mean(tests), row.images)
+                met = "met" if gain >= -noise else "missed"
+                wanted = f"not below the best control ({best}) by more than {points(noise)}"
+                lines.append((where, wanted, points(gain), len(tests), met))
     if not lines:
         return ""
-    return markdown_table(("on test", "expected", "points", ""), lines)
+    text = (
+        "Against the best control, what is within one standard error of an accuracy on that many test"
+        " images, sqrt(p (1 - p) / n), counts as met."
+    )
+    return f"{markdown_table(('on test', 'expected', 'points', 'seeds', ''), lines)}\n\n{text}"
 
 
 def _curves(rows: list[Row], path: Path) -> None:
