@@ -71,11 +71,17 @@ def accumulator(
     ------
     BadInput
         If no widths make a layer fit, naming the layer, the channel and the narrowest accumulator;
-        or a state of another search.
+        more images are to judge than the search set has; or a state is of another search.
     UnsupportedLayer
         If a layer has no integer meaning.
     """
     seed = check_seed(seed)
+    have = len(splits.search_images)
+    if options.images is not None and options.images > have:
+        raise BadInput(
+            f"images must be at most the {have} images of the search set, not {options.images};"
+            f" give images={have} or hold out more training images"
+        )
     whole = with_preprocessing(graph, preprocess)
     identity = {
         "method": "accumulator",
@@ -123,7 +129,10 @@ def _result(run: Run, whole: FloatGraph) -> Result:
     options, splits, chosen = run.options, run.splits, run.best()
     if options.bound is not Bound.CALIBRATED:
         wide = [op.name for op in _macs(chosen.network) if op.accumulator_width > options.bits]
-        assert not wide, f"accumulators of {wide} exceed {options.bits} bits"
+        if wide:  # a method that broke its promise must not give a result, with -O neither
+            raise RuntimeError(
+                f"the accumulators of {', '.join(wide)} exceed {options.bits} bits; report this"
+            )
     judge = Judge(splits.test_images, splits.test_labels)
     stages = [
         {

@@ -84,7 +84,7 @@ class Designer:
         self._layers: dict[tuple[object, ...], LayerPlan] = {}
         self._clips: dict[tuple[str, int], Floats] = {}
         self._forms: dict[tuple[object, ...], Fixed] = {}
-        self._needed: dict[tuple[str, int, int], int] = {}
+        self._needed: dict[tuple[str, Fixed, int], int] = {}
         self._plain_fits: dict[tuple[str, Fixed, int], list[Fit]] = {}
 
     def start(self, bits: int = 8) -> Setting:
@@ -317,7 +317,7 @@ class Designer:
     def needed(self, node: Mac, source: Source, bits: int) -> int:
         """Accumulator that weights of a width need under the bound, in bits."""
         form = source.form
-        key = (node.name, form.width, bits)
+        key = (node.name, form, bits)
         if key not in self._needed:
             if self.rules.bound is Bound.FORMATS:
                 self._needed[key] = formats_width(node.weight[0].size, form, bits)

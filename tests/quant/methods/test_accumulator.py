@@ -274,6 +274,12 @@ def test_fine_tuning_needs_training_images() -> None:
         search(replace(SMALL, epochs=1), splits=bare)
 
 
+def test_more_images_than_there_are_are_refused() -> None:
+    have = len(case()[1].search_images)
+    with pytest.raises(BadInput, match=f"at most the {have} images of the search set"):
+        search(replace(SMALL, images=have + 1))
+
+
 def test_projection_fits_what_no_pair_does() -> None:
     _, splits = case()
     rng = np.random.default_rng(0)
