@@ -94,10 +94,14 @@ def quantize_by(
     Raises
     ------
     BadInput
-        If there is no such method, or as the method says.
+        If there is no such method, it is given what it does not take, or as the method says.
     """
     if method not in METHODS:
         raise BadInput(f"the method must be one of {', '.join(METHODS)}, not {method!r}")
+    if method == "linear" and options is not None:
+        raise BadInput("the method linear takes no options; give its widths as config")
+    if method != "linear" and config is not None:
+        raise BadInput(f"config is for the method linear; give options to {method}")
     function: Callable[..., Result] = getattr(import_module("quant"), method)
     given: dict[str, Any] = {"config": config}
     if method != "linear":

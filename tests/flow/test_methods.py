@@ -82,6 +82,14 @@ def test_state_and_defaults_reach_the_method(
     assert state.exists()  # clearing it is for whoever saved the result
 
 
+def test_what_a_method_does_not_take_is_refused(model: flow.Model, data: Dataset) -> None:
+    splits = flow.splits_of(model, data)
+    with pytest.raises(BadInput, match="linear takes no options"):
+        quantize_by("linear", model, splits, options=AdaptiveOptions())
+    with pytest.raises(BadInput, match="config is for the method linear"):
+        quantize_by("adaptive", model, splits, config=flow.quant_config("5"))
+
+
 def test_no_such_method(model: flow.Model, data: Dataset) -> None:
     with pytest.raises(BadInput, match=", ".join(METHODS)):
         quantize_by("magic", model, flow.splits_of(model, data))
