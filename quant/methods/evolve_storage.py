@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sqlite3
 import tempfile
 import threading
@@ -161,6 +162,10 @@ for _name, _method in vars(RDBStorage).items():
         setattr(PatientStorage, _name, _patient(_name, _method))
 
 
+_SECRET = re.compile(r"(?s)(?:(?<=://)|^(?!.*://)).*@")
+"""Who asks, in what is no URL but may have been meant as one."""
+
+
 def _without_password(url: str) -> str:
     return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
 
@@ -244,12 +249,16 @@ def _quiet() -> None:
 def _explained(url: str) -> Any:
     """Errors of a URL in words."""
     try:
+        sqlalchemy.engine.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise BadInput(
+            "the storage must be a database URL such as postgresql+psycopg://user@host/name, not"
+            f" {re.sub(_SECRET, '***@', url)!r}"
+        ) from None  # the message of SQLAlchemy holds the password
+    try:
         yield
     except sqlalchemy.exc.ArgumentError as error:
-        raise BadInput(
-            f"the storage must be a database URL such as postgresql+psycopg://user@host/name, not"
-            f" {url!r}"
-        ) from error
+        raise BadInput(f"the database {_without_password(url)} is none that is known") from error
     except ImportError as error:
         raise MissingTool(
             f"the database {_without_password(url)} needs a package that is not installed; for"

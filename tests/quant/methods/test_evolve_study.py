@@ -363,6 +363,19 @@ def test_bad_urls_are_refused() -> None:
     with pytest.raises(MissingTool, match="needs a package that is not installed") as error:
         search(storage="postgresql+pg8000://me:secret@localhost/studies", **SHORT)
     assert "secret" not in str(error.value)
+    for bad in (
+        "postgresql+psycopg://me:secret@host:port/name",
+        "me:secret@host",
+        "://me:secret@host",
+    ):
+        with pytest.raises(BadInput, match="must be a database URL such as") as refused:
+            search(storage=bad, **SHORT)
+        assert "secret" not in str(refused.value)
+    with pytest.raises(
+        BadInput, match=r"nothing://me:\*\*\*@host/name is none that is known"
+    ) as none:
+        search(storage="nothing://me:secret@host/name", **SHORT)
+    assert "secret" not in str(none.value)
 
 
 @pytest.mark.usefixtures("quick")
