@@ -41,7 +41,7 @@ class LayerCost:
         that of the layer's own output (the paper's formula) or of its input (what the multipliers
         see).
     numbers : int
-        Weights, biases and output activations, as many as without quantisation.
+        Weights, biases and output activations; a layer whose biases are all zero has none.
     macs : int
         Multiply-accumulates for one image, those with padding included.
     """
@@ -188,16 +188,17 @@ def _layer(op: Op, width: int, *, paper: bool) -> LayerCost:
     if isinstance(op, MacOp):
         weights, macs = op.weights, op.macs
         book = weights.codebook or ()
+        biases = 0 if op.bias is None else op.bias.codes.size
         return LayerCost(
             name=op.name,
             weights=weights.codes.size * weights.stored_width,
             codebook=len(book) * weights.width,
-            biases=0 if op.bias is None else op.bias.codes.size * op.bias.width,
+            biases=0 if op.bias is None else biases * op.bias.width,
             requantiser=0 if paper or op.requant is None else _requantiser(op.requant),
             activations=count * width,
             output_product=weights.width * width * macs,
             input_product=weights.width * op.input.width * macs,
-            numbers=weights.codes.size + op.out_channels + count,
+            numbers=weights.codes.size + biases + count,
             macs=macs,
         )
     requant: Requant | None = getattr(op, "requant", None)

@@ -79,7 +79,7 @@ def test_counts_by_hand() -> None:
     constants = 108 * 5 + 4 * 7 + 160 * 3
     assert cost.constants == constants == model_bits(net)
     assert cost.memory == constants + 64 * 6 + 10 * width
-    assert cost.base_memory == 8 * (108 + 4 + 64 + 160 + 10 + 10)
+    assert cost.base_memory == 8 * (108 + 4 + 64 + 160 + 10)  # the linear layer has no biases
     macs = 108 * 16, 160
     assert cost.output_product == 5 * 6 * macs[0] + 3 * width * macs[1]
     assert cost.input_product == 5 * 8 * macs[0] + 3 * 6 * macs[1]
