@@ -17,6 +17,8 @@ from quant.splits import Splits
 
 IMPROVED = LayerwiseOptions(tries=60)
 PAPER = LayerwiseOptions(mode=LayerwiseMode.PAPER)
+NEAR = replace(IMPROVED, tolerance=0.009)
+"""Nearer to the limit of 1 %: 10,000 images that search does not choose by confirm the network."""
 DEEP = LayerwiseOptions(tries=24, images=3_000)
 """For networks of tens of millions of multiply-accumulates an image."""
 
@@ -51,8 +53,8 @@ class Study:
 FULL = (
     Study(network="lenet5-mnist", label="improved", options=IMPROVED, expected=(0.6, 0.82)),
     Study(network="lenet5-mnist", label="paper", options=PAPER),
-    Study(network="lenet5-cifar10", label="improved", options=IMPROVED, expected=(0.48, 0.68)),
-    Study(network="lenet5-cifar10", label="shifts", options=replace(IMPROVED, multipliers=False)),
+    Study(network="lenet5-cifar10", label="improved", options=NEAR, expected=(0.48, 0.68)),
+    Study(network="lenet5-cifar10", label="shifts", options=replace(NEAR, multipliers=False)),
     Study(network="lenet5-cifar10", label="paper", options=PAPER),
     Study(network="goyal-mnist", label="improved", options=DEEP, expected=(0.627, 0.849)),
     Study(

@@ -41,7 +41,7 @@ SHRINK = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6, 0.52, 0.44, 0.36)
 """Ranges that are tried for a real scale, as parts of the one without saturation."""
 
 NEARBY = (0.9, 1.1)
-"""What a real scale is multiplied by: a neighbour is taken where compensated rounding errs less with it."""
+"""What a real scale is multiplied by in turn, where compensated rounding errs less with it."""
 
 HALVINGS = 4
 """Ranges that are tried for a scale that is a power of two."""

@@ -22,11 +22,12 @@ from quant.baseline import observe_graph, with_preprocessing
 from quant.datasets import load_dataset
 from quant.formats import Floats
 from quant.grouping import group_nodes
+from quant.methods import layerwise_round, layerwise_search
 from quant.methods.layerwise import LayerwiseMode, LayerwiseOptions, layerwise
-from quant.methods.layerwise_equalise import equalise
+from quant.methods.layerwise_equalise import _best_steps, _factors, equalise
 from quant.methods.layerwise_float import RoundedFloat
 from quant.methods.layerwise_round import Calibrator, RoundingProblem
-from quant.methods.layerwise_space import Price, Space
+from quant.methods.layerwise_space import Price, Space, Widths
 from quant.methods.layerwise_walk import Kind, Symmetric
 from quant.methods.result import Result
 from quant.progress import Advance
@@ -275,6 +276,57 @@ def test_equalising_changes_no_function() -> None:
         for a, b in zip(graph.mac_nodes, level.mac_nodes, strict=True)
     ]
     assert all(changed)
+
+
+def test_equalised_steps_have_a_power_of_two_as_their_mean() -> None:
+    generator = np.random.default_rng(3)
+    values = np.maximum(generator.normal(size=(6, 2000)), 0) * np.geomspace(0.1, 3, 6)[:, None]
+    values[2] = 0
+    factors = _factors(values)
+    assert factors[2] == 1
+    steps, alive = _best_steps(values / factors[:, None])
+    mean = np.log2(steps[alive]).mean()
+    assert mean == pytest.approx(round(mean), abs=1e-6)
+    before = np.log2(_best_steps(values)[0][alive])
+    assert np.log2(steps[alive]).std() < before.std()
+
+
+def test_neighbouring_scales_help_compensated_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(8)
+    mixed = generator.normal(size=(400, 20)) @ generator.normal(size=(20, 20))
+    given: dict[str, Any] = {
+        "shape": (16, 20),
+        "moments": [mixed.T @ mixed / 400 + 1e-3 * np.eye(20)],
+        "target": generator.normal(size=(16, 20)),
+        "mean_input": np.ones((1, 20)),
+        "mean_output": np.zeros(16),
+        "per_channel": True,
+        "power_of_two": False,
+    }
+    both = RoundingProblem(**given), RoundingProblem(**given)
+    found = error(both[0], both[0].solve(3, 8).weights)
+    monkeypatch.setattr(layerwise_round, "NEARBY", ())
+    plain = error(both[1], both[1].solve(3, 8).weights)
+    assert found < plain
+
+
+def test_moves_further_out_are_single_bits_too() -> None:
+    widths = Widths((4, 2), (8,))
+    near = layerwise_search._moves(widths)
+    assert set(near) == {
+        Widths((3, 2), (8,)),
+        Widths((4, 2), (7,)),
+        Widths((3, 3), (8,)),
+        Widths((4, 3), (7,)),
+        Widths((5, 2), (7,)),
+    }
+    far = layerwise_search._more_moves(widths)
+    assert widths not in far
+    assert len(set(far)) == len(far)
+    for moved in far:
+        changes = [abs(moved.at(p) - widths.at(p)) for p in range(3)]
+        assert 1 <= sum(changes) <= 3
+        assert all(2 <= moved.at(p) <= 8 for p in range(3))
 
 
 def error(problem: RoundingProblem, weights: Floats) -> float:
