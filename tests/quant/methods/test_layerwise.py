@@ -85,7 +85,8 @@ def counted(network: Network) -> tuple[float, float, float]:
             weights = op.weights.codes
             bits += weights.size * op.weights.width + op.output.size * op.output.width
             bits += 0 if op.bias is None else len(op.bias.codes) * op.bias.width
-            numbers += weights.size + len(weights) + op.output.size
+            biases = 0 if op.bias is None else len(op.bias.codes)
+            numbers += weights.size + biases + op.output.size
             pixels = op.output.size // len(weights)
             work = weights.size * pixels
             macs += work
