@@ -141,6 +141,22 @@ class Splits:
             search_seen=held_out is None or held_out < data.held_out,
         )
 
+    def searched(self, images: int | None) -> int:
+        """How many search images a search looks at: ``images``, or all where that is None.
+
+        Raises
+        ------
+        BadInput
+            If there are not as many.
+        """
+        have = len(self.search_images)
+        if images is not None and images > have:
+            raise BadInput(
+                f"images must be at most the {have} images of the search set, not {images};"
+                f" give images={have} or hold out more training images"
+            )
+        return images or have
+
     def digest(self) -> str:
         """sha256 of the search set: part of what a resumed search must agree on."""
         return _digest(self.search_images, self.search_labels)

@@ -76,12 +76,9 @@ def accumulator(
         If a layer has no integer meaning.
     """
     seed = check_seed(seed)
-    have = len(splits.search_images)
-    if options.images is not None and options.images > have:
-        raise BadInput(
-            f"images must be at most the {have} images of the search set, not {options.images};"
-            f" give images={have} or hold out more training images"
-        )
+    splits.searched(options.images)
+    if options.epochs and len(splits.train_images) == 0:
+        raise BadInput("fine-tuning needs training images, and there are none; ask for 0 epochs")
     whole = with_preprocessing(graph, preprocess)
     identity = {
         "method": "accumulator",
@@ -109,10 +106,6 @@ def accumulator(
             SearchState(path=state, identity=identity),
             tell,
         )
-        if options.epochs and len(splits.train_images) == 0:
-            raise BadInput(
-                "fine-tuning needs training images, and there are none; ask for 0 epochs"
-            )
         run.search_pairs()
         if options.project:
             run.search_fitted()

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hwgen.errors import BadInput
 from hwgen.ir import INPUT, Fixed
 from quant.assemble import PIXEL, Assembler
 from quant.baseline import linear_plan, observe_graph, with_preprocessing
@@ -177,7 +176,7 @@ def adaptive(
     """
     options, seed = options or AdaptiveOptions(), check_seed(seed)
     whole = with_preprocessing(graph, preprocess)
-    images = _images(options, splits)
+    images = splits.searched(options.images)
     assembler = Assembler(whole)
     genome = _genome(assembler, splits, options)
     run = _Run(
@@ -212,23 +211,6 @@ def adaptive(
         "layers": _layers(plan),
     }
     return compare("adaptive", whole, network, splits, record, plan=plan)
-
-
-def _images(options: AdaptiveOptions, splits: Splits) -> int:
-    """How many search images the search looks at.
-
-    Raises
-    ------
-    BadInput
-        If there are not as many as were asked for.
-    """
-    have = len(splits.search_images)
-    if options.images is not None and options.images > have:
-        raise BadInput(
-            f"images must be at most the {have} images of the search set, not {options.images};"
-            f" give images={have} or hold out more training images"
-        )
-    return options.images or have
 
 
 def _begin(options: AdaptiveOptions) -> tuple[Form, tuple[Start, ...]]:

@@ -20,6 +20,7 @@ from hwgen.errors import BadInput
 from hwgen.ir import Network
 from quant.assemble import Assembler
 from quant.baseline import observe_graph, with_preprocessing
+from quant.checks import check_member, check_seed, check_whole
 from quant.cost import network_cost
 from quant.graph import FloatGraph
 from quant.grouping import group_nodes
@@ -54,6 +55,9 @@ FITTED_MACS = 10**10
 
 PROBED_MACS = 2 * 10**10
 """Multiply-accumulates of the images that sensitivities are measured on."""
+
+FEWEST_TRAINING = 20
+"""Training images without which there is nothing to fit to and to confirm with."""
 
 FEWEST, MOST_FITTED = 300, 5_000
 """Fewest images of any of these, and most to which weights are fitted."""
@@ -121,6 +125,7 @@ class LayerwiseOptions:
     presume: bool = True
 
     def __post_init__(self) -> None:
+        check_member("mode", self.mode, LayerwiseMode)
         for name in ("tolerance", "max_drop"):
             value = getattr(self, name)
             if value is not None and not (isfinite(value) and 0 <= value < 1):
@@ -130,18 +135,22 @@ class LayerwiseOptions:
         if self.tolerance is None:
             share = 0.5 if self.mode is LayerwiseMode.PAPER else 0.75
             object.__setattr__(self, "tolerance", share * self.max_drop)
-        ranges = {
-            "images": (10, None),
-            "calibration": (1, None),
-            "tries": (0, None),
-            "bias_bits": (2, 16),
-            "scale_bits": (2, 24),
-        }
-        for name, (low, high) in ranges.items():
+        assert self.tolerance is not None
+        if self.tolerance > self.max_drop:
+            raise BadInput(
+                f"tolerance must be at most max_drop, {self.max_drop}, not {self.tolerance}; lower"
+                " it or raise max_drop"
+            )
+        for name, low, high in (
+            ("images", 10, None),
+            ("calibration", 1, None),
+            ("tries", 0, None),
+            ("bias_bits", 2, 16),
+            ("scale_bits", 2, 24),
+        ):
             value = getattr(self, name)
-            if value is not None and (value < low or (high is not None and value > high)):
-                limits = f"at least {low}" if high is None else f"{low} to {high}"
-                raise BadInput(f"{name} of the layer-wise search must be {limits}, not {value}")
+            if value is not None or name != "images":
+                object.__setattr__(self, name, check_whole(name, value, low, high))
 
     @property
     def limit(self) -> float:
@@ -199,11 +208,13 @@ def layerwise(
     UnsupportedLayer
         If a layer has no integer meaning.
     """
-    options = options or LayerwiseOptions()
-    if options.images is not None and options.images > len(splits.search_images):
+    options, seed = options or LayerwiseOptions(), check_seed(seed)
+    splits.searched(options.images)
+    improved = options.mode is LayerwiseMode.IMPROVED
+    if improved and len(splits.train_images) < FEWEST_TRAINING:
         raise BadInput(
-            f"{options.images} images are to be judged, but the search set has"
-            f" {len(splits.search_images)}; ask for fewer"
+            f"the improved mode needs at least {FEWEST_TRAINING} training images, to fit weights to"
+            f" and to confirm, not {len(splits.train_images)}; give more"
         )
     whole = with_preprocessing(graph, preprocess)
     identity = {
@@ -213,8 +224,10 @@ def layerwise(
         "graph": graph_digest(whole),
         "images": splits.digest(),
     }
+    if improved and state is not None:  # digests of all images take a while
+        identity["training"] = splits.training_digest()
     kept = SearchState(path=state, identity=identity)
-    find = _paper if options.mode is LayerwiseMode.PAPER else _improved
+    find = _improved if improved else _paper
     network, plan, record = find(whole, splits, options, seed, name, progress or Silent(), kept)
     record = {
         "options": options.table(),
@@ -249,7 +262,7 @@ def _paper(
     kept: SearchState,
 ) -> tuple[Network, Plan, dict[str, Any]]:
     """The paper's search and the integer network of what it chose."""
-    count = options.images or len(splits.search_images)
+    count = splits.searched(options.images)
     calibration = splits.search_images[: options.calibration]
     judge = RoundedFloat(
         graph,

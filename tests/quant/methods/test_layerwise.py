@@ -391,7 +391,8 @@ def test_other_images_confirm(improved: Result) -> None:
 def test_the_drop_that_is_allowed_sets_the_tolerance(drop: float) -> None:
     assert LayerwiseOptions(max_drop=drop).tolerance == 0.75 * drop
     assert LayerwiseOptions(max_drop=drop, mode=LayerwiseMode.PAPER).tolerance == 0.5 * drop
-    assert LayerwiseOptions(max_drop=drop, tolerance=0.003).tolerance == 0.003
+    given = min(0.003, drop)
+    assert LayerwiseOptions(max_drop=drop, tolerance=given).tolerance == given
 
 
 @pytest.mark.parametrize(
@@ -399,9 +400,14 @@ def test_the_drop_that_is_allowed_sets_the_tolerance(drop: float) -> None:
     [
         ({"tolerance": -0.1}, "tolerance must be a relative drop"),
         ({"max_drop": 1.0}, "max_drop must be a relative drop"),
-        ({"images": 5}, "images of the layer-wise search must be at least 10"),
-        ({"bias_bits": 17}, "bias_bits of the layer-wise search must be 2 to 16"),
-        ({"calibration": 0}, "calibration of the layer-wise search must be at least 1"),
+        ({"images": 5}, "images must be a whole number at least 10, not 5"),
+        ({"images": 10.5}, "images must be a whole number at least 10, not 10.5"),
+        ({"bias_bits": 17}, "bias_bits must be a whole number from 2 to 16, not 17"),
+        ({"calibration": 0}, "calibration must be a whole number at least 1, not 0"),
+        ({"calibration": None}, "calibration must be a whole number at least 1, not None"),
+        ({"scale_bits": 3.3}, "scale_bits must be a whole number from 2 to 24, not 3.3"),
+        ({"mode": "paper"}, "mode must be one of LayerwiseMode.IMPROVED, .*not 'paper'"),
+        ({"tolerance": 0.02}, "tolerance must be at most max_drop, 0.01, not 0.02"),
     ],
 )
 def test_options_out_of_range(settings: dict[str, Any], message: str) -> None:
@@ -410,5 +416,24 @@ def test_options_out_of_range(settings: dict[str, Any], message: str) -> None:
 
 
 def test_more_images_than_there_are() -> None:
-    with pytest.raises(BadInput, match="the search set has 200"):
+    with pytest.raises(BadInput, match="at most the 200 images of the search set, not 1000"):
         search(LayerwiseOptions(images=1000))
+
+
+def test_seed_out_of_range() -> None:
+    model, splits = case()
+    for seed in (-1, 1 << 32):
+        with pytest.raises(BadInput, match="the seed must be a whole number"):
+            layerwise(model.graph, preprocess=model.preprocess, splits=splits, seed=seed)
+
+
+def test_too_few_training_images() -> None:
+    model, splits = case()
+    for count in (0, 1, 19):
+        few = replace(
+            splits,
+            train_images=splits.train_images[:count],
+            train_labels=splits.train_labels[:count],
+        )
+        with pytest.raises(BadInput, match=f"at least 20 training images, .*not {count}; give"):
+            layerwise(model.graph, preprocess=model.preprocess, splits=few)
