@@ -1,13 +1,16 @@
-"""Checks of what callers give to the methods: whole numbers, members of enumerations, seeds."""
+"""Checks of what callers give to the methods: options, whole numbers, enumerations, seeds."""
 
 from __future__ import annotations
 
 from enum import Enum
 from operator import index
+from typing import TypeVar
 
 from hwgen.errors import BadInput
 
-__all__ = ["check_member", "check_seed", "check_whole"]
+__all__ = ["check_member", "check_options", "check_seed", "check_whole"]
+
+_Options = TypeVar("_Options")
 
 SEEDS = 1 << 32
 """Seeds that all generators in use take: 0 to one less."""
@@ -61,3 +64,21 @@ def check_seed(seed: int) -> int:
         If it is not from 0 to 2**32 - 1.
     """
     return check_whole("the seed", seed, 0, SEEDS - 1)
+
+
+def check_options(options: _Options | None, kind: type[_Options]) -> _Options:
+    """The options of a method, its defaults where there are none.
+
+    Raises
+    ------
+    BadInput
+        If they are of another class, such as another method's.
+    """
+    if options is None:
+        return kind()
+    if not isinstance(options, kind):
+        raise BadInput(
+            f"the options must be {kind.__name__}(...), not of the class {type(options).__name__};"
+            " give those of this method, or none for its defaults"
+        )
+    return options

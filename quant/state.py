@@ -19,7 +19,7 @@ from hwgen.errors import BadInput
 from hwgen.files import ensure_folder, write_bytes
 from quant.graph import FloatGraph
 
-__all__ = ["SearchState", "graph_digest"]
+__all__ = ["SearchState", "differences", "graph_digest"]
 
 SCHEMA = 1
 RECORD = "record"
@@ -43,6 +43,36 @@ def graph_digest(graph: FloatGraph) -> str:
                 total.update(f"{name} {value!r}".encode())
     total.update(graph.output.encode())
     return total.hexdigest()
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """In words, how what a file is of differs from what is asked.
+
+    >>> differences({"seed": 0, "network": "ab" * 32}, {"seed": 1, "network": "cd" * 32})
+    'other network, seed 0 instead of 1'
+    """
+    parts = []
+    for key in sorted(set(found) | set(wanted)):
+        old, new, name = found.get(key), wanted.get(key), key.replace("_", " ")
+        if old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            parts.append(differences(old, new))
+        elif _short(old) and _short(new):
+            parts.append(f"{name} {_word(old)} instead of {_word(new)}")
+        else:  # digests
+            parts.append(f"other {name}")
+    return ", ".join(parts)
+
+
+def _short(value: object) -> bool:
+    return isinstance(value, int | float | None) or (isinstance(value, str) and len(value) < 32)
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +120,9 @@ class SearchState:
                 " anew"
             )
         if identity != mine:
-            keys = set(mine) | set(identity)
-            changed = sorted(k for k in keys if identity.get(k) != mine.get(k))
             raise BadInput(
-                f"{self.path} is of another search: its {', '.join(changed)} differ from what is"
-                " asked; ask for the same to go on with it, or name another file"
+                f"{self.path} is of another search ({differences(identity, mine)}); ask for the same"
+                " to go on with it, or name another file"
             )
         return record, arrays
 

@@ -24,6 +24,7 @@ from quant.checkpoints import SCHEMA, Checkpoint, read_tensors, save_checkpoint,
 from quant.data.dataset import Dataset
 from quant.models import Preprocess, create_model
 from quant.recipe import Augmenter, Recipe, learning_rate, recipe_for
+from quant.state import differences
 
 __all__ = ["evaluate", "resume_path", "train"]
 
@@ -185,10 +186,9 @@ class _Run:
         mine, found = self._identity, record.get("run")
         if not isinstance(found, dict) or mine != found:
             found = found if isinstance(found, dict) else {}
-            changed = [key for key, value in mine.items() if found.get(key) != value]
             raise BadInput(
-                f"{path} is of another run: its {', '.join(changed)} differ from what is asked; "
-                "ask for the same to resume it, or delete the file (or do not resume) to start anew"
+                f"{path} is of another run ({differences(found, mine)}); ask for the same to resume"
+                " it, or delete the file (or do not resume) to start anew"
             )
         self._check_tensors(path, tensors)
         with torch.no_grad():

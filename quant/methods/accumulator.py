@@ -14,7 +14,7 @@ from typing import Any
 from hwgen.errors import BadInput
 from hwgen.ir import MacOp, Network
 from quant.baseline import with_preprocessing
-from quant.checks import check_seed
+from quant.checks import check_options, check_seed
 from quant.graph import FloatGraph
 from quant.judge import Judge, score_outputs
 from quant.methods.accumulator_bounds import Bound, count_wraps
@@ -35,7 +35,7 @@ def accumulator(
     *,
     preprocess: Preprocess,
     splits: Splits,
-    options: AccumulatorOptions,
+    options: AccumulatorOptions | None = None,
     seed: int = 0,
     name: str = "network",
     progress: Progress | None = None,
@@ -50,7 +50,7 @@ def accumulator(
     preprocess : Preprocess
     splits : Splits
         Search images calibrate and judge; training images are for fine-tuning only.
-    options : AccumulatorOptions
+    options : AccumulatorOptions, optional
     seed : int
         Of the samples of calibration images and of fine-tuning.
     name : str
@@ -75,20 +75,12 @@ def accumulator(
     UnsupportedLayer
         If a layer has no integer meaning.
     """
-    seed = check_seed(seed)
+    options, seed = check_options(options, AccumulatorOptions), check_seed(seed)
     splits.searched(options.images)
     if options.epochs and len(splits.train_images) == 0:
         raise BadInput("fine-tuning needs training images, and there are none; ask for 0 epochs")
     whole = with_preprocessing(graph, preprocess)
-    identity = {
-        "method": "accumulator",
-        "options": options.json(),
-        "seed": seed,
-        "network": graph_digest(whole),
-        "search": splits.digest(),
-    }
-    if options.epochs and state is not None:  # digests of all images take a while
-        identity["training"] = splits.training_digest()
+    saved = SearchState(path=state, identity=_identity(whole, splits, options, seed))
     total = 2 * options.evaluations + options.epochs
     with (progress or Silent()).steps(f"fit {options.bits}-bit accumulators", total) as advance:
         run: Run
@@ -97,15 +89,7 @@ def accumulator(
             done = run.book.asked + int(run.tuner.get("epoch", 0))
             advance(min(done, total), total, text)
 
-        run = Run(
-            whole,
-            splits,
-            options,
-            seed,
-            name,
-            SearchState(path=state, identity=identity),
-            tell,
-        )
+        run = Run(whole, splits, options, seed, name, saved, tell)
         run.search_pairs()
         if options.project:
             run.search_fitted()
@@ -115,6 +99,21 @@ def accumulator(
         if options.epochs:
             run.tune()
     return _result(run, whole)
+
+
+def _identity(
+    whole: FloatGraph, splits: Splits, options: AccumulatorOptions, seed: int
+) -> dict[str, Any]:
+    """What decides a search, as its state keeps it."""
+    trained = {"training images": splits.training_digest()} if options.epochs else {}
+    return {
+        "method": "accumulator",
+        "options": options.json(),
+        "seed": seed,
+        "network": graph_digest(whole),
+        "search images": splits.digest(),
+        **trained,
+    }
 
 
 def _result(run: Run, whole: FloatGraph) -> Result:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hwgen.ir import INPUT, Fixed
 from quant.assemble import PIXEL, Assembler
 from quant.baseline import linear_plan, observe_graph, with_preprocessing
-from quant.checks import check_seed
+from quant.checks import check_options, check_seed
 from quant.config import LayerBits, QuantConfig
 from quant.formats import Floats
 from quant.graph import FloatGraph
@@ -174,7 +174,7 @@ def adaptive(
     UnsupportedLayer
         If a layer has no integer meaning.
     """
-    options, seed = options or AdaptiveOptions(), check_seed(seed)
+    options, seed = check_options(options, AdaptiveOptions), check_seed(seed)
     whole = with_preprocessing(graph, preprocess)
     images = splits.searched(options.images)
     assembler = Assembler(whole)

@@ -9,7 +9,6 @@ fine-tuning at the end.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -22,7 +21,7 @@ from hwgen.errors import BadInput
 from quant.assemble import Assembler
 from quant.baseline import linear_plan, observe_graph, with_preprocessing
 from quant.calibrate import Statistics
-from quant.checks import check_member, check_seed, check_whole
+from quant.checks import check_member, check_options, check_seed, check_whole
 from quant.config import LayerBits, QuantConfig
 from quant.finetune import FineTuner, FinetuneRecipe
 from quant.graph import FloatGraph
@@ -177,7 +176,7 @@ def prune(
     BadInput
         As :func:`cluster`.
     """
-    whole = with_preprocessing(graph, preprocess)
+    options, whole = check_options(options, ClusterOptions), with_preprocessing(graph, preprocess)
     run = _Run(whole, splits, options, seed, progress or Silent(), state, kind="prune")
     return run.pruned()
 
@@ -221,7 +220,7 @@ def cluster(
     UnsupportedLayer
         If a layer has no integer meaning.
     """
-    options = options or ClusterOptions()
+    options = check_options(options, ClusterOptions)
     whole = with_preprocessing(graph, preprocess)
     run = _Run(whole, splits, options, seed, progress or Silent(), state, pruned=pruned)
     sparse = run.pruned()
@@ -306,12 +305,11 @@ class _Run:
         chosen = options.pruning() if kind == "prune" else options.record()
         identity = {"method": kind, "options": chosen, "seed": seed}
         if state is not None:  # digests of all images take a while
-            data = hashlib.sha256(self._images.tobytes() + self._labels.tobytes()).hexdigest()
             identity |= {
                 "network": graph_digest(whole),
                 "pruned": None if pruned is None else graph_digest(pruned),
                 "search_images": splits.digest(),
-                "training_images": data,
+                "training_images": splits.training_digest(),
             }
         self._state = SearchState(path=state, identity=identity)
         record, self._arrays = self._state.load() or ({}, {})

@@ -9,23 +9,20 @@ workers share.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
-from numpy.typing import NDArray
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from hwgen.errors import BadInput
 from quant import graph as fg
 from quant.baseline import with_preprocessing
-from quant.checks import check_seed
+from quant.checks import check_options, check_seed
 from quant.cost import model_bits, network_cost
 from quant.judge import Judge
 from quant.methods.evolve_individual import (
@@ -128,7 +125,7 @@ def evolve(
     search = _Search(
         with_preprocessing(graph, preprocess),
         splits,
-        options or EvolveOptions(),
+        check_options(options, EvolveOptions),
         seed,
         name,
         dict(objectives or OBJECTIVES),
@@ -148,14 +145,6 @@ def _points(space: Space, sampler: Sampler) -> list[dict[str, Any]]:
     if sampler is Sampler.RANDOM:
         return []
     return starting_points(space) if sampler is Sampler.NSGA2 else uniform_points(space)
-
-
-def _digest(*arrays: NDArray[Any]) -> str:
-    """sha256 of arrays' values."""
-    total = hashlib.sha256()
-    for array in arrays:
-        total.update(np.ascontiguousarray(array).data)
-    return total.hexdigest()
 
 
 def _survivors(count: int) -> int:
@@ -232,7 +221,7 @@ class _Search:
                 "seed": self.seed,
                 "network": graph_digest(self.whole),
                 "search images": self.splits.digest(),
-                "training images": _digest(self.splits.train_images, self.splits.train_labels),
+                "training images": self.splits.training_digest(),
             },
             objectives=len(self.objectives),
             sampler=self.sampler,
@@ -346,19 +335,21 @@ class _Search:
 
         Of those with the same channels only the first: what short training says of widths holds for
         long training, what it says of channels holds less. Where the population has too few, earlier
-        candidates join.
+        candidates join; where there are too few channels, the most accurate ones that are left.
         """
-        found: dict[tuple[float, ...], FrozenTrial] = {}
+        firsts: dict[tuple[float, ...], FrozenTrial] = {}
+        others: list[FrozenTrial] = []
         for group in (population, trials):
             fit = [t for t in group if t.user_attrs["bits"] <= self.limit]
             fit.sort(key=lambda t: (self._error(t), t.user_attrs["bits"], t.user_attrs["place"]))
             for trial in fit:
                 genes = self.space.genes(trial.params)
                 channels = tuple(layer.factor for layer in genes.values())
-                if len(found) < self.options.finalists:
-                    found.setdefault(channels, trial)
+                if firsts.setdefault(channels, trial).number != trial.number:
+                    others.append(trial)
+        distinct = {trial.number: trial for trial in [*firsts.values(), *others]}
         least = min(population, key=lambda t: (t.user_attrs["bits"], t.user_attrs["place"]))
-        return list(found.values()) or [least]
+        return list(distinct.values())[: self.options.finalists] or [least]
 
     def _choose(
         self, left: list[FrozenTrial], progress: Progress

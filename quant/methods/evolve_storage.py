@@ -31,6 +31,7 @@ from optuna.study import StudyDirection
 
 from hwgen.errors import BadInput, MissingTool
 from hwgen.files import ensure_folder
+from quant.state import differences
 
 __all__ = ["PatientStorage", "open_study"]
 
@@ -62,6 +63,33 @@ class _Gone(Exception):
 _TROUBLE = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, _Gone)
 
 
+_LASTING = re.compile(r"authentication failed|no password supplied|database .* does not exist")
+"""What servers say of themselves that waiting does not change."""
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the database said, without Optuna's guess of it."""
+    hidden = isinstance(error, StorageInternalError) and error.__cause__ is not None
+    return error.__cause__ or error if hidden else error
+
+
+def _reason(error: BaseException) -> str:
+    """A database's error in one line."""
+    cause = _cause(error)
+    lines = str(getattr(cause, "orig", None) or cause).strip().splitlines()
+    return lines[0] if lines else type(cause).__name__
+
+
+def _is_lasting(error: BaseException) -> bool:
+    """Whether the same operation will fail again: a file that is no database, a wrong password.
+
+    Drivers raise exactly ``DatabaseError`` for damage; connections and locks are subclasses.
+    """
+    return type(_cause(error)) is sqlalchemy.exc.DatabaseError or bool(
+        _LASTING.search(_reason(error))
+    )
+
+
 class PatientStorage(RDBStorage):
     """Optuna's storage in a database; every operation is tried again for a while if it fails.
 
@@ -76,7 +104,8 @@ class PatientStorage(RDBStorage):
     Raises
     ------
     BadInput
-        From every operation, if the database does not answer in that time.
+        From every operation, if the database does not answer in that time; at once if it never
+        will.
     """
 
     def __init__(self, url: str, *, path: Path | None = None, patience: float) -> None:
@@ -128,6 +157,11 @@ class PatientStorage(RDBStorage):
                 except sqlalchemy.exc.ArgumentError:
                     raise  # no such kind of database: it will not come
                 except _TROUBLE as error:
+                    if _is_lasting(error):
+                        raise BadInput(
+                            f"the study {self.title} cannot be used ({_reason(error)}); give"
+                            " another"
+                        ) from error
                     tried += 1
                     if time.monotonic() + delay > end:
                         if name == "record_heartbeat":
@@ -139,11 +173,9 @@ class PatientStorage(RDBStorage):
             self._local.busy = False
 
     def _message(self, error: BaseException) -> BadInput:
-        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-        reason = str(getattr(cause, "orig", None) or cause or error).strip().splitlines()[0]
         return BadInput(
-            f"the study {self.title} did not answer for {self._patience:.0f} s ({reason}); what was"
-            " finished is kept in it: bring it back and give the same command to go on"
+            f"the study {self.title} did not answer for {self._patience:.0f} s ({_reason(error)});"
+            " what was finished is kept in it: bring it back and give the same command to go on"
         )
 
 
@@ -338,9 +370,8 @@ def _compare(title: str, found: Any, wanted: Mapping[str, Any]) -> None:
             f"{title} has schema {found.get('schema')}, this version reads {wanted['schema']}; name"
             " another study"
         )
-    changed = sorted(k for k in set(wanted) | set(found) if found.get(k) != wanted.get(k))
-    if changed:
+    if found != wanted:
         raise BadInput(
-            f"{title} is of another search: its {', '.join(changed)} differ from what is asked; ask"
-            " for the same to go on with it, or name another study"
+            f"{title} is of another search ({differences(found, wanted)}); ask for the same to go on"
+            " with it, or name another study"
         )

@@ -20,7 +20,7 @@ from hwgen.errors import BadInput
 from hwgen.ir import Network
 from quant.assemble import Assembler
 from quant.baseline import observe_graph, with_preprocessing
-from quant.checks import check_member, check_seed, check_whole
+from quant.checks import check_member, check_options, check_seed, check_whole
 from quant.cost import network_cost
 from quant.graph import FloatGraph
 from quant.grouping import group_nodes
@@ -208,7 +208,7 @@ def layerwise(
     UnsupportedLayer
         If a layer has no integer meaning.
     """
-    options, seed = options or LayerwiseOptions(), check_seed(seed)
+    options, seed = check_options(options, LayerwiseOptions), check_seed(seed)
     splits.searched(options.images)
     improved = options.mode is LayerwiseMode.IMPROVED
     if improved and len(splits.train_images) < FEWEST_TRAINING:
@@ -236,7 +236,9 @@ def layerwise(
         "cost": network_cost(network).table(),
         **record,
     }
-    return compare("layerwise", whole, network, splits, record, plan=plan)
+    return compare(
+        "layerwise", whole, network, splits, record, plan=plan, max_drop=options.max_drop
+    )
 
 
 def _macs(graph: FloatGraph) -> int:

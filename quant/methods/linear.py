@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quant.assemble import Assembler
 from quant.baseline import linear_plan, observe_graph, with_preprocessing
+from quant.checks import check_options
 from quant.config import QuantConfig
 from quant.graph import FloatGraph
 from quant.methods.result import Result, compare
@@ -47,7 +48,7 @@ def linear(
     UnsupportedLayer
         If a layer has no integer meaning.
     """
-    config = config or QuantConfig()
+    config = check_options(config, QuantConfig)
     whole = with_preprocessing(graph, preprocess)
     assembler = Assembler(whole, rounding=config.rounding, scale_bits=config.scale_bits)
     with (progress or Silent()).steps("quantise", 1) as advance:

@@ -130,6 +130,7 @@ def compare(
     *,
     plan: Plan | None = None,
     trained: FloatGraph | None = None,
+    max_drop: float | None = None,
 ) -> Result:
     """A result with both networks measured on both sets; call it once, when all is chosen.
 
@@ -143,6 +144,9 @@ def compare(
     record : mapping
     plan, trained
         ``plan`` and ``graph`` of the result.
+    max_drop : float, optional
+        The relative drop that was asked for. A search can keep it on its own images alone; whether
+        the test images do too is noted as ``test_limit_met``.
     """
 
     def measure(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Accuracy:
@@ -152,13 +156,15 @@ def compare(
             integer=Judge(images, labels).score(network).accuracy,
         )
 
+    test = measure(splits.test_images, splits.test_labels)
+    limit = {} if max_drop is None else {"test_limit_met": test.relative <= max_drop + 1e-12}
     return Result(
         method=method,
         network=network,
         search=measure(splits.search_images, splits.search_labels),
-        test=measure(splits.test_images, splits.test_labels),
+        test=test,
         search_seen=splits.search_seen,
-        record=dict(record),
+        record={**record, **limit},
         plan=plan,
         graph=trained,
     )

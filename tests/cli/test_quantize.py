@@ -350,9 +350,9 @@ def test_an_interrupted_search_goes_on(run: Run, interrupted: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     "change, words",
     [
-        (("--seed", "1"), "its seed differ"),
-        (("--entry-bits", "7"), "its options differ"),
-        (("--search-images", "100"), "differ"),
+        (("--seed", "1"), r"seed 0 instead of 1"),
+        (("--entry-bits", "7"), "entry bits 8 instead of 7"),
+        (("--search-images", "100"), "other search set"),
     ],
 )
 def test_a_search_of_another_kind_is_left_alone(

@@ -14,7 +14,7 @@ import quant
 from hwgen.errors import BadInput
 from hwgen.flow import load_model
 from hwgen.flow.model import Model
-from quant.checks import check_member, check_seed, check_whole
+from quant.checks import check_member, check_options, check_seed, check_whole
 from quant.datasets import load_dataset
 from quant.splits import Splits
 
@@ -107,3 +107,22 @@ def test_labels_of_other_classes_are_refused() -> None:
             preprocess=model.preprocess,
             splits=replace(splits, search_labels=labels),
         )
+
+
+@pytest.mark.parametrize("method", ["adaptive", "layerwise", "evolve", "cluster", "accumulator"])
+def test_options_of_another_method(method: str) -> None:
+    """Both classes are named, before anything is computed."""
+    model, splits = given()
+    other = quant.ClusterOptions if method == "layerwise" else quant.LayerwiseOptions
+    mine = f"{method.capitalize()}Options"
+    function = getattr(quant, method)
+    with pytest.raises(
+        BadInput, match=rf"must be {mine}\(\.\.\.\), not of the class {other.__name__}"
+    ):
+        function(model.graph, preprocess=model.preprocess, splits=splits, options=other())
+
+
+def test_no_options_are_the_defaults() -> None:
+    assert check_options(None, quant.ClusterOptions) == quant.ClusterOptions()
+    chosen = quant.ClusterOptions(bits=3)
+    assert check_options(chosen, quant.ClusterOptions) is chosen

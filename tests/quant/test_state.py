@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hwgen.errors import BadInput
-from quant.state import SearchState
+from quant.state import SearchState, differences
 
 IDENTITY = {"method": "some", "seed": 0}
 RECORD = {"step": 3}
@@ -61,3 +61,12 @@ def test_any_damage_is_refused_or_harmless(state: SearchState) -> None:
             assert found[0] == RECORD
             assert all(np.array_equal(found[1][name], ARRAYS["best"]) for name in found[1])
     assert refused > 1000
+
+
+def test_differences_in_words() -> None:
+    found = {"seed": 0, "network": "ab" * 32, "options": {"entry_bits": 8, "mirror": True}}
+    wanted = {"seed": 1, "network": "cd" * 32, "options": {"entry_bits": 8, "mirror": False}}
+    told = "other network, mirror yes instead of no, seed 0 instead of 1"
+    assert differences(found, wanted) == told
+    assert differences(found, {**found, "images": 5}) == "images none instead of 5"
+    assert differences(found, found) == ""
