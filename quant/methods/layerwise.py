@@ -282,7 +282,7 @@ def _paper(
     found = kept.load()
     if found is not None:
         search.restore(found[0])
-    with progress.steps("layers", len(Kind) * len(search.layers)) as advance:
+    with progress.steps("search widths", len(Kind) * len(search.layers)) as advance:
         search.run(lambda: kept.save(search.state(), {}), advance)
     network, plan = paper_network(paper_assembler(graph), search.chosen, calibration, name)
     drop = search.drop(judge.exact())
@@ -352,7 +352,7 @@ def _improved(
         control_floor=_floor(control_accuracy, control, options.limit),
         tries=options.tries,
     )
-    with progress.steps("networks", search.total) as advance:
+    with progress.steps("search widths", search.total) as advance:
         widths, score, met = search.run(advance)
     check = evaluations.confirmed(widths)
     network, plan = evaluations.network(widths, name)
