@@ -100,20 +100,32 @@ def mac(node: fg.Conv | fg.Linear, x: Tensor, weight: Tensor, bias: Tensor) -> T
 def _behind_pools(
     graph: fg.FloatGraph, outputs: Mapping[str, TensorMap]
 ) -> dict[str, list[TensorMap]]:
-    """The maps of each node, those of a max pool's only source moved behind it: fewer elements."""
+    """The maps of each node, those of a max pool's only source moved behind it: fewer elements.
+
+    So is a ReLU there, which is then the first of the maps: neither result nor gradient changes.
+    """
     found: dict[str, list[TensorMap]] = {}
     for node in graph.nodes[1:]:
         maps = found.pop(node.name, [])
+        pool = _only_pool(graph, node)
+        if pool is not None and _is_plain_relu(node):
+            maps = [*maps, torch.relu]
         if node.name in outputs:
             maps = [*maps, outputs[node.name]]
-        readers = graph.consumers(node.name)
-        alone = len(readers) == 1 and node.name != graph.output
-        target = node
-        if alone and isinstance(readers[0], fg.MaxPool | fg.GlobalMaxPool):
-            target = readers[0]
         if maps:
-            found[target.name] = maps
+            found[node.name if pool is None else pool.name] = maps
     return found
+
+
+def _only_pool(graph: fg.FloatGraph, node: fg.Node) -> fg.Node | None:
+    """The max pool that alone reads a node; None where there is none."""
+    readers = graph.consumers(node.name)
+    alone = len(readers) == 1 and node.name != graph.output
+    return readers[0] if alone and isinstance(readers[0], fg.MaxPool | fg.GlobalMaxPool) else None
+
+
+def _is_plain_relu(node: fg.Node) -> bool:
+    return isinstance(node, fg.Relu) and node.max is None
 
 
 Step = tuple[str, tuple[str, ...], Callable[..., Tensor] | None, tuple[str, ...]]
@@ -144,8 +156,8 @@ def _compute(graph: fg.FloatGraph, node: fg.Node) -> Callable[..., Tensor]:
     if isinstance(node, fg.AvgPool) and not any(graph.geometry(node.name).overhang):
         kernel, stride = node.kernel, node.stride
         return lambda x: F.avg_pool2d(x, kernel, stride)
-    if isinstance(node, fg.Relu) and node.max is None:
-        return torch.relu
+    if _is_plain_relu(node):
+        return torch.relu if _only_pool(graph, node) is None else lambda x: x
     if isinstance(node, fg.ChannelAffine):
         view = (1, -1) + (1,) * (len(graph.shape(node.name)) - 1)
         scale, offset = (

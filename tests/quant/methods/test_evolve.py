@@ -137,6 +137,18 @@ def test_controls_run_the_same_way(sampler: Sampler) -> None:
                 assert (weights, factor) == (8 - place, 1.0)
 
 
+def test_a_control_of_one_set_of_channels_has_as_many_finalists() -> None:
+    """Uniform widths: the most accurate ones that are small enough are trained for longer."""
+    found = search(sampler=Sampler.UNIFORM, trials=5, epochs=0.05, final_epochs=0.2, finalists=3)
+    record = found.record
+    fit = [t for t in record["trials"] if t["bits"] <= record["limit"]["max_bits"]]
+    assert len(fit) >= 2
+    fit.sort(key=lambda t: (t["error"], t["bits"]))
+    wanted = {str(trial["place"]) for trial in fit[:3]}
+    assert set(record["rounds"][0]["errors"]) == wanted
+    assert record["rounds"][0]["epochs"] * len(wanted) == pytest.approx(0.2)
+
+
 def test_a_third_objective() -> None:
     wanted = {
         **OBJECTIVES,

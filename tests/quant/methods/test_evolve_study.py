@@ -283,11 +283,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "changes, what",
     [
-        ({"seed": 9}, "its seed differ"),
-        ({"rate": 1e-3}, "its options differ"),
-        ({"objectives": None}, "its objectives differ"),
+        ({"seed": 9}, "seed 3 instead of 9"),
+        ({"rate": 1e-3}, "rate 0.005 instead of 0.001"),
+        ({"objectives": None}, "other objectives"),
         ({"name": "another"}, "holds the study 'evolve network', not 'evolve another' alone"),
-        ({"graph": None}, "its network differ"),
+        ({"graph": None}, "other network"),
     ],
 )
 def test_studies_of_other_searches_are_refused_and_stay(
@@ -347,12 +347,41 @@ def test_other_files_are_refused_and_stay(tmp_path: Path, content: bytes) -> Non
         search(state=tmp_path, **SHORT)
 
 
+def test_a_url_of_no_database_is_refused_at_once(tmp_path: Path) -> None:
+    study = tmp_path / "study.db"
+    study.write_bytes(b"no database" * 100)
+    begun = time.monotonic()
+    with pytest.raises(BadInput, match=r"study\.db cannot be used \(file is not a database\)"):
+        search(storage=f"sqlite:///{study}", **SHORT)
+    assert time.monotonic() - begun < evolve_storage.PATIENCE / 2
+    assert study.read_bytes() == b"no database" * 100
+
+
+@pytest.mark.parametrize(
+    "said, lasting",
+    [
+        ('FATAL:  password authentication failed for user "me"', True),
+        ('FATAL:  database "studies" does not exist', True),
+        ("connection refused\nIs the server running?", False),
+        ("database is locked", False),
+    ],
+)
+def test_what_servers_say(said: str, lasting: bool) -> None:
+    error = sqlalchemy.exc.OperationalError("SELECT 1", None, Exception(said))
+    assert evolve_storage._is_lasting(error) is lasting
+    assert evolve_storage._reason(error) == said.splitlines()[0]
+    wrapped = optuna.exceptions.StorageInternalError("perhaps invalid data")
+    wrapped.__cause__ = error
+    assert evolve_storage._is_lasting(wrapped) is lasting
+    assert evolve_storage._reason(wrapped) == said.splitlines()[0]
+
+
 def test_a_database_url(tmp_path: Path) -> None:
     """A URL goes the way of PostgreSQL; here it names a second SQLite file."""
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     found = search(storage=url, **SHORT)
     assert found.record == search(**SHORT).record == search(storage=url, **SHORT).record
-    with pytest.raises(BadInput, match="its seed differ"):
+    with pytest.raises(BadInput, match="seed 3 instead of 9"):
         search(storage=url, seed=9, **SHORT)
     assert search(storage=url, seed=9, name="second", **SHORT).record["seed"] == 9
 
