@@ -15,11 +15,12 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,14 +31,17 @@ if str(ROOT) not in sys.path:
 
 from rich.console import Console  # noqa: E402
 
-from benchmarks.cells import METHODS  # noqa: E402
-from benchmarks.cells.common import Absent, Cases, Cell, markdown_table  # noqa: E402
+from benchmarks.cells import SECTIONS  # noqa: E402
+from benchmarks.cells.common import Absent, Cases, Cell, cells_of, markdown_table  # noqa: E402
 from hwgen.errors import BadInput, HwgenError  # noqa: E402
 from hwgen.files import ensure_folder, write_json, write_text  # noqa: E402
 from hwgen.flow.progress import Shown  # noqa: E402
 from hwgen.flow.workspace import digest  # noqa: E402
 
 SCHEMA = 1
+
+NOTED = 15.0
+"""Seconds between notes of how long the running cell takes."""
 
 NAMED = 8
 """Cells that a report names of those that were not run."""
@@ -57,14 +61,13 @@ def load_methods(quick: bool) -> list[Method]:
     """The methods' cells; those that cannot be loaded say why."""
     methods = []
     seen: dict[str, str] = {}
-    for name in METHODS:
+    for name in SECTIONS:
         if importlib.util.find_spec(f"benchmarks.cells.{name}") is None:
             methods.append(Method(name=name, module=None, cells=(), broken="it has no cells"))
             continue
         try:
             module = importlib.import_module(f"benchmarks.cells.{name}")
-            version = getattr(module, "VERSION", 1)
-            cells = tuple(replace(cell, version=version) for cell in module.cells(quick))
+            cells = cells_of(name, quick)
         except Exception as error:  # one broken method must not stop the others
             reason = f"its cells cannot be loaded: {type(error).__name__}: {error}"
             methods.append(Method(name=name, module=None, cells=(), broken=reason))
@@ -126,16 +129,65 @@ class Store:
         }
         write_json(self.path(cell), record)
 
-    def timed(self, cell: Cell, wall: float, cpu: float) -> None:
-        """Add a cell's seconds to ``timing.json``; processes take turns."""
-        path = self.folder / "timing.json"
-        with _locked(self.folder / "cells"):
-            try:
-                seconds = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                seconds = {}
+    def timing(self) -> dict[str, dict[str, Any]]:
+        """Every cell's seconds."""
+        try:
+            found: dict[str, dict[str, Any]] = json.loads(
+                (self.folder / "timing.json").read_text(encoding="utf-8")
+            )
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def unfinished(self, cell: Cell) -> tuple[float, float]:
+        """Seconds and CPU seconds that a cell took so far without coming to its result."""
+        found = self.timing().get(cell.name, {})
+        if found.get("unfinished") != self.identity(cell):
+            return 0.0, 0.0
+        return found["seconds"], found["cpu_seconds"]
+
+    def timed(self, cell: Cell, wall: float, cpu: float, *, done: bool) -> None:
+        """Note a cell's seconds in ``timing.json``; processes take turns."""
+        with _locked(ensure_folder(self.folder / "cells")):
+            seconds = self.timing()
             seconds[cell.name] = {"seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)}
-            write_json(path, dict(sorted(seconds.items())))
+            if not done:
+                seconds[cell.name]["unfinished"] = self.identity(cell)
+            write_json(self.folder / "timing.json", dict(sorted(seconds.items())))
+
+
+class Clock:
+    """Counts a cell's seconds, those of its unfinished runs included, whatever ends this run.
+
+    A search goes on where it was stopped: only together its runs say how long it takes.
+    """
+
+    def __init__(self, store: Store, cell: Cell) -> None:
+        self._store, self._cell = store, cell
+        self._before = store.unfinished(cell)
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._note, daemon=True)
+
+    def __enter__(self) -> Clock:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        if kind is None or not issubclass(kind, Absent):
+            self._store.timed(self._cell, *self.seconds, done=kind is None)
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Of all runs, and of the processor."""
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        return self._before[0] + wall, self._before[1] + cpu
+
+    def _note(self) -> None:
+        while not self._over.wait(NOTED):  # a killed process loses no more
+            self._store.timed(self._cell, *self.seconds, done=False)
 
 
 @contextmanager
@@ -157,20 +209,25 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 def run_processes(methods: Sequence[Method], argv: Sequence[str], jobs: int) -> list[str]:
     """Run each method's cells in a process of its own, ``jobs`` at a time; the failures.
 
-    Cells of one method may share files and keep their order.
+    Cells of one method may share files and keep their order. Hardware is built of what the others
+    made, and so comes last.
     """
 
     def run_method(method: Method) -> int:
         command = [sys.executable, __file__, *argv, "--jobs", "1", "--only", f"^{method.name}-"]
         return subprocess.run(command, check=False).returncode
 
-    executor = ThreadPoolExecutor(jobs)
-    try:
-        codes = list(executor.map(run_method, methods))
-    finally:
-        executor.shutdown(cancel_futures=True)
-    if 130 in codes:
-        raise KeyboardInterrupt
+    methods = sorted(methods, key=lambda method: method.name == SECTIONS[-1])
+    last = sum(method.name != SECTIONS[-1] for method in methods)
+    codes: list[int] = []
+    for part in (methods[:last], methods[last:]):
+        executor = ThreadPoolExecutor(jobs)
+        try:
+            codes += executor.map(run_method, part)
+        finally:
+            executor.shutdown(cancel_futures=True)
+        if 130 in codes:
+            raise KeyboardInterrupt
     pairs = zip(methods, codes, strict=True)
     return [f"{method.name}: status {code}, see above" for method, code in pairs if code]
 
@@ -185,11 +242,11 @@ def run_cells(
     failures = []
     for number, cell in enumerate(todo, 1):
         console.print(f"[{number}/{len(todo)}] {cell.name} ...", highlight=False, markup=False)
-        wall, cpu = time.perf_counter(), time.process_time()
-        cases.used.clear()
+        clock = Clock(store, cell)
+        cases.begin(cell)
         try:
-            result = cell.run(cases)
-            store.write(cell, result, cases.used)
+            with clock:
+                store.write(cell, cell.run(cases), cases.used)
         except Absent as error:
             console.print(f"left out: {error}", highlight=False, markup=False)
             continue
@@ -199,9 +256,7 @@ def run_cells(
             if not isinstance(error, HwgenError):
                 console.print_exception(max_frames=8)
             continue
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        store.timed(cell, wall, cpu)
-        console.print(f"done in {wall:.1f} s", highlight=False)
+        console.print(f"done in {clock.seconds[0]:.1f} s", highlight=False)
     return failures
 
 
@@ -209,7 +264,7 @@ HEAD = """# Results of the quantisation methods
 
 Written by `python benchmarks/methods.py{options}`; the figures are those of `cells/*.json`. Search
 images choose, test images are looked at once, when all is chosen. Accuracies are top-1; drops are in
-percentage points. `timing.json` has the seconds.
+percentage points. `timing.json` has the seconds of each cell, those before an interruption included.
 """
 
 

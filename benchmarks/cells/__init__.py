@@ -8,3 +8,6 @@ measured before then count as not done.
 
 METHODS = ("linear", "adaptive", "layerwise", "evolve", "cluster", "accumulator")
 """The methods in the order of the report."""
+
+SECTIONS = (*METHODS, "hardware")
+"""What the report has: the methods, then what is built of the networks that they made."""

@@ -81,7 +81,7 @@ def _run(cases: Cases, *, name: str, network: str, options: AccumulatorOptions) 
         state=state,
     )
     state.unlink(missing_ok=True)
-    return {"network": network, **result.table()}
+    return {"network": network, **cases.keep(result)}
 
 
 def _drops(result: Mapping[str, Any]) -> dict[str, float]:

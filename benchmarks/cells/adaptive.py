@@ -153,7 +153,7 @@ def _search(
         state=state,
     )
     state.unlink(missing_ok=True)
-    return {"network": study.network, "bits": options.bits, "kind": "search", **result.table()}
+    return {"network": study.network, "bits": options.bits, "kind": "search", **cases.keep(result)}
 
 
 def _plain(cases: Cases, *, network: str, bits: int, search: int | None) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def _cluster(cases: Cases, *, network: str, options: ClusterOptions, seed: int) 
         pruned=sparse,
         progress=cases.progress,
     )
-    return {"network": network, **result.table()}
+    return {"network": network, **cases.keep(result)}
 
 
 def report(results: Mapping[str, dict[str, Any]], out: Path) -> str:

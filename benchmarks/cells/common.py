@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from hwgen.errors import BadInput
-from hwgen.files import ensure_folder
+from hwgen.files import ensure_folder, write_json
+from hwgen.flow.methods import METHOD_FILE, network_digest, result_table
 from hwgen.flow.model import load_model
 from hwgen.flow.workspace import digest
+from hwgen.ir.serial import save_network
 from quant.checkpoints import shipped_checkpoint
 from quant.checks import check_whole
+from quant.data.dataset import Dataset
 from quant.datasets import load_dataset
 from quant.graph import FloatGraph
+from quant.methods.result import Result
 from quant.models import Preprocess
 from quant.progress import Progress, Silent
 from quant.splits import Splits
 
-__all__ = ["NETWORKS", "Absent", "Case", "Cases", "Cell", "markdown_table", "percent", "points"]
+__all__ = [
+    "NETWORKS",
+    "Absent",
+    "Case",
+    "Cases",
+    "Cell",
+    "cells_of",
+    "markdown_table",
+    "percent",
+    "points",
+]
+
+KEPT_FILE = "cell.json"
+"""Which cell a kept network is of."""
 
 
 class Absent(BadInput):
@@ -55,6 +74,13 @@ class Cell:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
             raise BadInput(f"a cell's name must be a plain file name, not {self.name!r}")
         check_whole("a cell's version", self.version, 1)
+
+
+def cells_of(name: str, quick: bool) -> tuple[Cell, ...]:
+    """The cells of a module of this package, with the version of its method."""
+    module = import_module(f"benchmarks.cells.{name}")
+    version = getattr(module, "VERSION", 1)
+    return tuple(replace(cell, version=version) for cell in module.cells(quick))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -135,9 +161,72 @@ class Cases:
         self.work, self.models, self.quick = work, models, quick
         self.progress: Progress = progress or Silent()
         self.used: dict[str, str] = {}
+        self._running: Cell | None = None
         self._data_dirs = dict(data_dirs or {})
-        self._data: dict[str, Any] = {}
+        self._data: dict[str, Dataset] = {}
         self._cases: dict[tuple[str, int | None], Case] = {}
+
+    def begin(self, cell: Cell) -> None:
+        """From now on a cell runs: what it asks for, and keeps, is its own."""
+        self._running = cell
+        self.used = {}
+
+    def keep(self, result: Result) -> dict[str, Any]:
+        """Save the network that the running cell made, for other cells and for ``hwgen build``.
+
+        Returns
+        -------
+        dict
+            The result's table.
+        """
+        assert self._running is not None
+        folder = ensure_folder(self._kept(self._running))
+        save_network(result.network, folder)
+        method = {"network": network_digest(folder), **result_table(result)}
+        write_json(folder / METHOD_FILE, method)
+        write_json(folder / KEPT_FILE, {"cell": self._key(self._running), "networks": self.used})
+        return result.table()
+
+    def made(self, cell: Cell) -> Path:
+        """Folder of the network that a cell keeps; the cell runs where there is none of its own.
+
+        Raises
+        ------
+        Absent
+            If its network has no file here.
+        """
+        folder = self._kept(cell)
+        used = self._made_of(cell)
+        if used is None:
+            outer, mine = self._running, self.used
+            self.begin(cell)
+            try:
+                cell.run(self)
+                used = self.used
+            finally:
+                self._running, self.used = outer, mine
+            assert self._made_of(cell) == used, f"{cell.name} keeps no network"
+        self.used |= used
+        return folder
+
+    def _kept(self, cell: Cell) -> Path:
+        return self.work / "networks" / cell.name
+
+    def _key(self, cell: Cell) -> str:
+        return digest(cell.name, dict(cell.config), cell.version, self.quick)
+
+    def _made_of(self, cell: Cell) -> dict[str, str] | None:
+        """The networks that a cell's kept one was made of; None where it is of another
+        configuration or of other networks."""
+        folder = self._kept(cell)
+        try:
+            record = json.loads((folder / KEPT_FILE).read_text(encoding="utf-8"))
+            method = json.loads((folder / METHOD_FILE).read_text(encoding="utf-8"))
+            same = record["cell"] == self._key(cell) and method["network"] == network_digest(folder)
+            used: dict[str, str] = record["networks"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return used if same and all(self.digest(n) == sha for n, sha in used.items()) else None
 
     def case(self, name: str, search: int | None = None) -> Case:
         """A network with its images.
@@ -160,7 +249,7 @@ class Cases:
         key = (name, search)
         if key not in self._cases:
             network = NETWORKS[name]
-            data = self._dataset(network.data)
+            data = self.dataset(network.data)
             path = self._file(name)
             model = load_model(path, data=data, preprocess=network.preprocess)
             splits = Splits.of(
@@ -214,7 +303,8 @@ class Cases:
         key = digest(sorted(self.used.items()), *config)[:12]
         return self.scratch(f"{cell}-{key}.npz")
 
-    def _dataset(self, name: str) -> Any:
+    def dataset(self, name: str) -> Dataset:
+        """A data set by its name, read once."""
         if name not in self._data:
             self._data[name] = load_dataset(name, data_dir=self._data_dirs.get(name))
         return self._data[name]

@@ -99,8 +99,9 @@ def _search(cases: Cases, *, network: str, options: EvolveOptions) -> dict[str, 
         progress=cases.progress,
         state=study,
     )
+    table = cases.keep(result)
     study.unlink()
-    return {"network": network, "kind": options.sampler.value, **result.table()}
+    return {"network": network, "kind": options.sampler.value, **table}
 
 
 def _float(cases: Cases, *, network: str, options: EvolveOptions) -> dict[str, Any]:

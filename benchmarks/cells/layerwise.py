@@ -96,7 +96,7 @@ def cells(quick: bool) -> list[Cell]:
 
 def _run(cases: Cases, *, study: Study) -> dict[str, Any]:
     case = cases.case(study.network)
-    state = cases.scratch(f"{study.name}.npz")
+    state = cases.state(study.name, study.options.table(), study.on_test)
     result = layerwise(
         case.graph,
         preprocess=case.preprocess,
@@ -107,7 +107,7 @@ def _run(cases: Cases, *, study: Study) -> dict[str, Any]:
         state=state,
     )
     state.unlink(missing_ok=True)
-    return {"network": study.network, "label": study.label, **result.table()}
+    return {"network": study.network, "label": study.label, **cases.keep(result)}
 
 
 def _on_test(case: Case) -> Splits:

@@ -38,7 +38,7 @@ def _run(cases: Cases, *, network: str, bits: int) -> dict[str, Any]:
     result = linear(
         case.graph, preprocess=case.preprocess, splits=case.splits, config=config, name=network
     )
-    return {"network": network, "bits": bits, **result.table()}
+    return {"network": network, "bits": bits, **cases.keep(result)}
 
 
 def report(results: Mapping[str, dict[str, Any]], out: Path) -> str:
