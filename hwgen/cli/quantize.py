@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwgen.cli import args, show
+from hwgen.cli.idle import refuse_idle
 from hwgen.errors import BadInput
 
 if TYPE_CHECKING:
@@ -100,7 +101,20 @@ FLAGS: tuple[Flag, ...] = (
         "--final-epochs",
         "evolve",
         type=args.amount,
-        help="of fine-tuning for the one that is chosen; default 30",
+        help="of fine-tuning for those that are left in each round of the final choice; default 30",
+    ),
+    _flag(
+        "--finalists",
+        "evolve",
+        type=args.positive,
+        help="candidates that are trained for longer, fewer in every round, before one is chosen;"
+        " default 6",
+    ),
+    _flag(
+        "--final-rate",
+        "evolve",
+        type=args.above_zero,
+        help="largest learning rate of their fine-tuning; default 0.004",
     ),
     _flag(
         "--ratio",
@@ -253,9 +267,11 @@ def run(arguments: Arguments) -> int:
     Returns
     -------
     int
-        0; 1 where a limit that was asked for is not met: the network is saved nevertheless.
+        0; 1 where a limit that was asked for is not met: the network is saved nevertheless. A drop
+        that is kept on the search images and not on the test images is no failure, as nothing may
+        choose by the test images: it is said.
     """
-    from hwgen.flow.methods import limit_message, quantize_by, result_rows, splits_of
+    from hwgen.flow.methods import drop_note, limit_message, quantize_by, result_rows, splits_of
 
     method = arguments.method
     args.check_file(arguments.onnx)
@@ -288,6 +304,9 @@ def run(arguments: Arguments) -> int:
         header=("", "search images", "test images"),
     )
     print(f"written to {arguments.out}: network.json, weights.npz, method.json")
+    note = drop_note(result)
+    if note is not None:
+        print(f"hwgen quantize: note: {note}", file=sys.stderr)
     message = limit_message(result)
     if message is not None:
         print(f"hwgen quantize: {message}; the best network is in {arguments.out}", file=sys.stderr)
@@ -301,7 +320,7 @@ def check(arguments: Arguments) -> tuple[QuantConfig | None, Any]:
     Raises
     ------
     BadInput
-        If a value is not allowed, or an option is another method's.
+        If a value is not allowed, or an option is another method's or changes nothing.
     """
     _refuse_others(arguments)
     if arguments.method == "linear":
@@ -357,7 +376,9 @@ def _options(arguments: Arguments) -> Any:
                 " have --activation-bits"
             )
         given["bits"] = int(arguments.bits)
-    return make_options(method, given)
+    options = make_options(method, given)
+    refuse_idle(arguments, method, options)
+    return options
 
 
 def _places(arguments: Arguments) -> tuple[Path | None, str | None]:

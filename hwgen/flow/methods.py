@@ -22,6 +22,7 @@ from quant.splits import Splits
 __all__ = [
     "METHODS",
     "METHOD_FILE",
+    "drop_note",
     "limit_message",
     "make_options",
     "network_digest",
@@ -204,9 +205,31 @@ def result_rows(result: Result) -> list[tuple[str, ...]]:
         ("multiplication cost saved", f"{cost.input_product_saved:.1%}"),
         ("  with own output widths", f"{cost.output_product_saved:.1%}"),
     ]
+    allowed = result.record.get("options", {}).get("max_drop")
+    if allowed is not None:
+        kept = (result.record.get("limit_met", True), test.relative <= allowed + 1e-12)
+        told = (f"{allowed:.2%}, {'kept' if met else 'exceeded'}" for met in kept)
+        rows.append(("drop allowed, relative", *told))
     if "evaluations" in result.record:
         rows.append(("evaluations", f"{result.record['evaluations']:,}"))
     return rows
+
+
+def drop_note(result: Result) -> str | None:
+    """That more is lost on the test images than was asked for, though the search images kept it.
+
+    None where that is not so: the drop is kept, none was asked for, or :func:`limit_message` tells
+    of one that was not reached at all.
+    """
+    record = result.record
+    if record.get("test_limit_met", True) or limit_message(result) is not None:
+        return None
+    return (
+        f"the network loses {result.test.relative:.2%} on the test images, more than the"
+        f" {record['options']['max_drop']:.2%} that are allowed and that it keeps on the images it"
+        " was chosen for; the test images may not choose: a smaller tolerance, or more search"
+        " images, leave more room"
+    )
 
 
 def limit_message(result: Result) -> str | None:

@@ -1,47 +1,26 @@
-"""``hwgen quantize`` by each method: its options, what it leaves, resumption and bad input."""
+"""``hwgen quantize`` by each method: what it leaves, hardware of it, limits, documentation."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from hwgen.cli import parser, quantize
 from hwgen.errors import BadInput
-from hwgen.flow import methods as flow_methods
-from hwgen.flow.methods import METHODS, limit_message, options_class, saved_method
+from hwgen.flow.methods import METHODS, drop_note, limit_message, saved_method
 from hwgen.ir import load_network
-from quant.data.dataset import Dataset
 from quant.methods.result import Accuracy, Result
-from quant.state import SearchState
 from tests.cli.bad_files import linear_onnx
 from tests.cli.conftest import ROOT, Run, contents
-
-Refused = Callable[..., str]
-
-TINY = ("quantize", "--data", "digits", "--model", "digits-tiny")
-ADAPTIVE = (*TINY, "--method", "adaptive", "--bits", "3", "--evaluations", "40")
-SMALL: dict[str, tuple[str, ...]] = {
-    "linear": ("--bits", "4"),
-    "adaptive": ("--bits", "3", "--form", "codebook", "--evaluations", "30"),
-    "evolve": ("--trials", "3", "--population", "2", "--epochs", "0.1", "--final-epochs", "0"),
-    "layerwise": ("--max-drop", "0.05"),
-    "accumulator": ("--accumulator-bits", "14", "--evaluations", "4"),
-    "cluster": ("--bits", "4", "--sparsity", "0.5", "--epochs", "1"),
-}
-"""A short run of each method."""
-
+from tests.cli.quantize_case import ADAPTIVE, SMALL, TINY, Refused
 
 # What a run leaves.
 
@@ -169,252 +148,6 @@ def test_figures_of_another_network_do_not_count(run: Run, tmp_path: Path) -> No
     assert saved_method(out) is None
 
 
-# Options.
-
-
-def foreign() -> list[tuple[str, quantize.Flag]]:
-    return [
-        (method, flag)
-        for flag in (*quantize.FLAGS, quantize.STUDY)
-        for method in METHODS
-        if method not in flag.methods
-    ]
-
-
-def value_of(flag: quantize.Flag) -> list[str]:
-    settings = flag.settings
-    if "const" in settings:
-        return []
-    return [
-        settings["choices"][0]
-        if "choices" in settings
-        else "0.5"
-        if "share" in str(settings)
-        else "4"
-    ]
-
-
-@pytest.mark.parametrize("method, flag", foreign(), ids=lambda x: getattr(x, "name", x))
-def test_options_of_other_methods(
-    refused: Refused, tmp_path: Path, method: str, flag: quantize.Flag
-) -> None:
-    text = refused(*TINY, "--method", method, flag.name, *value_of(flag), "--out", tmp_path / "x")
-    assert f"{flag.name} is an option of --method {flag.methods[0]}" in text
-    assert f"not of {method}" in text
-    assert contents(tmp_path) == {}
-
-
-@pytest.mark.parametrize(
-    "option", [("--layer-bits", "fc=4"), ("--calibration", "max"), ("--bits", "4")]
-)
-def test_options_of_the_baseline(refused: Refused, tmp_path: Path, option: tuple[str, str]) -> None:
-    text = refused(*TINY, "--method", "layerwise", *option, "--out", tmp_path / "x")
-    assert f"{option[0]} is an option of --method linear" in text
-
-
-@pytest.mark.parametrize("flag", quantize.FLAGS, ids=lambda flag: flag.name)
-def test_every_option_is_a_field(flag: quantize.Flag) -> None:
-    """The choices of the command line are the members of the options' enumerations."""
-    for method in flag.methods:
-        cls = options_class(method)
-        assert flag.target in cls.__dataclass_fields__
-        for choice in flag.settings.get("choices", ()):
-            value = getattr(flow_methods.make_options(method, {flag.target: choice}), flag.target)
-            assert value.value == choice
-        if "choices" in flag.settings:
-            kind = type(value)
-            assert {member.value for member in kind} == set(flag.settings["choices"])
-
-
-@pytest.mark.parametrize(
-    "options, words",
-    [
-        (("adaptive", "--bits", "9"), "bits must be a whole number from 2 to 8, not 9"),
-        (("adaptive", "--bits", "4/8/8"), "--bits must be one width"),
-        (("adaptive", "--bits", "8", "--entry-bits", "4"), "entry_bits must be at least bits"),
-        (("cluster", "--bits", "1"), "bits must be a whole number from 2 to 8, not 1"),
-        (("cluster", "--epochs", "1.5"), "epochs must be a whole number, not 1.5"),
-        (("evolve", "--population", "1"), "population must be a whole number at least 2, not 1"),
-        (("evolve", "--study", "x.db", "--no-resume"), "does not empty a --study"),
-        (("evolve", "--study", "nosuch://here/x"), "nosuch"),
-        (("linear", "--search-images", "9"), "search set must have at least 10 images, not 9"),
-        (("adaptive", "--search-images", "201"), "at most the 200 held-out images.* not 201"),
-    ],
-)
-def test_values(refused: Refused, tmp_path: Path, options: tuple[str, ...], words: str) -> None:
-    text = refused(*TINY, "--method", *options, "--out", tmp_path / "x")
-    assert re.search(words, text), text
-    assert contents(tmp_path) == {}
-
-
-def test_an_output_that_is_a_file(refused: Refused, tmp_path: Path) -> None:
-    """Said before the search, not behind it."""
-    (tmp_path / "file").write_text("mine")
-    text = refused(*TINY, "--method", "adaptive", "--out", tmp_path / "file")
-    assert "must be a folder that can be written" in text
-    assert contents(tmp_path) == {"file": b"mine"}
-
-
-# Images.
-
-
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        (
-            lambda d: {"train_images": np.concatenate([d.train_images[:-1], d.test_images[:1]])},
-            "the search and the test images must have none in common, but share 1",
-        ),
-        (
-            lambda d: {"train_images": np.concatenate([d.test_images[:1], d.train_images[1:]])},
-            "the train and the test images must have none in common, but share 1",
-        ),
-        (lambda d: {"held_out": 0}, "holds out no training images"),
-        (lambda d: {"held_out": 5}, "search set must have at least 10 images, not 5"),
-        (
-            lambda d: {"train_images": d.train_images[:, :, :30, :30]},
-            "must have one shape",
-        ),
-    ],
-    ids=["search in test", "training in test", "none", "few", "shape"],
-)
-def test_images(
-    refused: Refused,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    change: Callable[[Dataset], dict[str, Any]],
-    words: str,
-) -> None:
-    from quant import datasets
-
-    def changed(name: str, **where: object) -> Dataset:
-        data = original(name)
-        return replace(data, **change(data))
-
-    original = datasets.load_dataset
-    monkeypatch.setattr(datasets, "load_dataset", changed)
-    text = refused(*TINY, "--method", "adaptive", "--out", tmp_path / "x")
-    assert re.search(words, text), text
-    assert contents(tmp_path) == {}
-
-
-def test_help_tells_the_defaults() -> None:
-    """What a method takes where nothing is typed stands in the help of its option."""
-    for flag in quantize.FLAGS:
-        for method in flag.methods:
-            value = getattr(options_class(method)(), flag.target)
-            shown = f"{value:g}" if isinstance(value, float) else str(value)
-            if isinstance(value, bool) or value is None or flag.name == "--tolerance":
-                continue  # a switch, or told in words
-            if not isinstance(value, int | float):
-                shown = value.value
-            words = rf"default {re.escape(shown)}\b"
-            assert re.search(words, flag.settings["help"]), (flag.name, method, shown)
-
-
-# Unfinished searches.
-
-
-@pytest.fixture
-def interrupted(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The output folder of a search that was interrupted after its second save."""
-    count = 0
-    save = SearchState.save
-
-    def interrupt(self: SearchState, *args: Any) -> None:
-        nonlocal count
-        save(self, *args)
-        count += 1
-        if count == 2:
-            raise KeyboardInterrupt
-
-    out = tmp_path / "net"
-    with monkeypatch.context() as patch:
-        patch.setattr(SearchState, "save", interrupt)
-        outcome = run(*ADAPTIVE, "--out", out)
-    assert outcome.status == 130
-    assert outcome.errors == (
-        "hwgen quantize: interrupted; the same command goes on with what is finished\n"
-    )
-    assert set(contents(tmp_path)) == {"net.search.npz"}
-    return out
-
-
-def test_an_interrupted_search_goes_on(run: Run, interrupted: Path, tmp_path: Path) -> None:
-    assert run(*ADAPTIVE, "--out", interrupted).status == 0
-    assert not (tmp_path / "net.search.npz").exists()
-    assert run(*ADAPTIVE, "--out", tmp_path / "whole").status == 0
-    assert contents(interrupted) == contents(tmp_path / "whole")
-
-
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        (("--seed", "1"), r"seed 0 instead of 1"),
-        (("--entry-bits", "7"), "entry bits 8 instead of 7"),
-        (("--search-images", "100"), "other search set"),
-    ],
-)
-def test_a_search_of_another_kind_is_left_alone(
-    refused: Refused, interrupted: Path, tmp_path: Path, change: tuple[str, ...], words: str
-) -> None:
-    before = contents(tmp_path)
-    text = refused(*ADAPTIVE, *change, "--out", interrupted)
-    assert "net.search.npz is of another search" in text
-    assert words in text
-    assert contents(tmp_path) == before
-
-
-@pytest.mark.parametrize("damage", [b"", b"not a state", None])
-def test_a_damaged_state(
-    refused: Refused, run: Run, interrupted: Path, tmp_path: Path, damage: bytes | None
-) -> None:
-    state = tmp_path / "net.search.npz"
-    state.write_bytes(state.read_bytes()[:-200] if damage is None else damage)
-    before = contents(tmp_path)
-    assert "is no state of a search" in refused(*ADAPTIVE, "--out", interrupted)
-    assert contents(tmp_path) == before
-    assert run(*ADAPTIVE, "--no-resume", "--out", interrupted).status == 0
-    assert not state.exists()
-
-
-def test_a_study_of_another_network(run: Run, refused: Refused, tmp_path: Path) -> None:
-    study = tmp_path / "study.db"
-    command = ("quantize", "--data", "digits", "--method", "evolve", *SMALL["evolve"])
-    command = (*command, "--study", study)
-    assert run(*command, "--model", "digits-tiny", "--out", tmp_path / "one").status in (0, 1)
-    before = contents(tmp_path)
-    text = refused(*command, "--model", "digits-tiny", "--seed", "1", "--out", tmp_path / "two")
-    assert str(study) in text
-    assert contents(tmp_path) == before
-    study.write_bytes(b"not a database" * 100)
-    text = refused(*command, "--model", "digits-tiny", "--out", tmp_path / "two")
-    assert str(study) in text
-    assert study.read_bytes() == b"not a database" * 100
-
-
-def test_control_c(tmp_path: Path) -> None:
-    """The real signal: a state that is there, status 130, no traceback."""
-    command = [sys.executable, "-m", "hwgen.cli", *ADAPTIVE[:-1], "100000", "--out", "net"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        state = tmp_path / "net.search.npz"
-        end = time.monotonic() + 120
-        while not state.exists() and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
-    assert err.endswith("interrupted; the same command goes on with what is finished\n")
-    assert set(contents(tmp_path)) == {"net.search.npz"}
-
-
 # Documentation.
 
 PAGE = (ROOT / "docs/quantisation.md").read_text()
@@ -466,6 +199,24 @@ def test_a_drop_that_cannot_be_met(run: Run, tmp_path: Path) -> None:
     record = json.loads((out / "method.json").read_text())
     assert outcome.status == (0 if record["limit_met"] else 1)
     assert ("what binds is" in outcome.err) is not record["limit_met"]
+    assert record["test_limit_met"] is (record["test"]["relative_drop"] <= 0)
+    for kind, kept in (("search", record["limit_met"]), ("test", record["test_limit_met"])):
+        assert f"0.00%, {'kept' if kept else 'exceeded'}" in outcome.out, kind
+
+
+def test_a_drop_that_only_the_search_images_keep() -> None:
+    """It is said; no choice may depend on the test images, so that it is no failure."""
+    result = replace(
+        a_result({"limit_met": True, "test_limit_met": False, "options": {"max_drop": 0.01}}),
+        test=Accuracy(images=500, exact=0.96, integer=0.948),
+    )
+    note = drop_note(result)
+    assert note is not None
+    assert note.startswith("the network loses 1.25% on the test images, more than the 1.00% that")
+    assert drop_note(replace(result, record={**result.record, "test_limit_met": True})) is None
+    failed = {**result.record, "limit_met": False, "search_drop": 0.02, "binding": "fc"}
+    assert drop_note(replace(result, record=failed)) is None
+    assert drop_note(a_result({})) is None
 
 
 def test_an_accumulator_too_narrow(refused: Refused, tmp_path: Path) -> None:

@@ -1,0 +1,129 @@
+"""Options of ``hwgen quantize`` that would change nothing beside the others: said, not ignored."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hwgen.errors import BadInput
+
+__all__ = ["refuse_idle"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idle:
+    """When an option changes nothing.
+
+    Parameters
+    ----------
+    flag : str
+        As it is typed.
+    method : str
+    when : callable
+        Takes the method's options; whether the flag is idle then.
+    because, edit : str
+        Why, and the smallest edit that gives it a meaning.
+    """
+
+    flag: str
+    method: str
+    when: Callable[[Any], bool]
+    because: str
+    edit: str
+
+
+def _other_form(options: Any) -> bool:
+    from quant.methods.adaptive_options import ALONE
+
+    return options.control in ALONE and options.form is not ALONE[options.control][0]
+
+
+RULES: tuple[Idle, ...] = (
+    Idle(
+        flag="--form",
+        method="adaptive",
+        when=_other_form,
+        because="this --control has a form of its own",
+        edit="give the other form",
+    ),
+    Idle(
+        flag="--mirror",
+        method="accumulator",
+        when=lambda o: o.epochs == 0,
+        because="nothing is fine-tuned",
+        edit="give --epochs 4, say",
+    ),
+    Idle(
+        flag="--mirror",
+        method="cluster",
+        when=lambda o: o.epochs == o.tune_epochs == 0,
+        because="nothing is fine-tuned",
+        edit="give --epochs or --tune-epochs of at least 1",
+    ),
+    Idle(
+        flag="--scope",
+        method="cluster",
+        when=lambda o: o.sparsity == 0,
+        because="nothing is pruned",
+        edit="give a --sparsity above 0",
+    ),
+    Idle(
+        flag="--entry-bits",
+        method="cluster",
+        when=lambda o: not o.codebook,
+        because="there is no codebook",
+        edit="give --codebook",
+    ),
+    Idle(
+        flag="--mirror",
+        method="evolve",
+        when=lambda o: o.epochs == o.final_epochs == 0,
+        because="nothing is fine-tuned",
+        edit="give --epochs or --final-epochs above 0",
+    ),
+    Idle(
+        flag="--population",
+        method="evolve",
+        when=lambda o: o.sampler.value != "nsga2",
+        because="this --sampler has no generations",
+        edit="give --sampler nsga2",
+    ),
+    *(
+        Idle(
+            flag=flag,
+            method="evolve",
+            when=lambda o: o.final_epochs == 0,
+            because="the network chosen is not trained again",
+            edit="give --final-epochs above 0",
+        )
+        for flag in ("--finalists", "--final-rate")
+    ),
+)
+"""Options that others switch off; those of other methods are refused before."""
+
+
+def refuse_idle(given: argparse.Namespace, method: str, options: Any) -> None:
+    """Refuse what was typed and changes nothing.
+
+    Parameters
+    ----------
+    given : Namespace
+        None where an option was not typed.
+    method : str
+    options : object
+        The method's, made of what was typed.
+
+    Raises
+    ------
+    BadInput
+    """
+    typed: Mapping[str, Any] = vars(given)
+    for rule in RULES:
+        dest = rule.flag.removeprefix("--").replace("-", "_")
+        if rule.method == method and typed.get(dest) is not None and rule.when(options):
+            raise BadInput(
+                f"{rule.flag} changes nothing here, as {rule.because}; {rule.edit}, or leave"
+                f" {rule.flag} out"
+            )

@@ -1,0 +1,207 @@
+"""Options of ``hwgen quantize``: whose they are, their values, the images that methods take."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hwgen.cli import idle, parser, quantize
+from hwgen.flow import methods as flow_methods
+from hwgen.flow.methods import METHODS, options_class
+from quant.data.dataset import Dataset
+from tests.cli.conftest import contents
+from tests.cli.quantize_case import TINY, Refused
+
+# Options.
+
+
+def foreign() -> list[tuple[str, quantize.Flag]]:
+    return [
+        (method, flag)
+        for flag in (*quantize.FLAGS, quantize.STUDY)
+        for method in METHODS
+        if method not in flag.methods
+    ]
+
+
+def value_of(flag: quantize.Flag) -> list[str]:
+    settings = flag.settings
+    if "const" in settings:
+        return []
+    return [
+        settings["choices"][0]
+        if "choices" in settings
+        else "0.5"
+        if "share" in str(settings)
+        else "4"
+    ]
+
+
+@pytest.mark.parametrize("method, flag", foreign(), ids=lambda x: getattr(x, "name", x))
+def test_options_of_other_methods(
+    refused: Refused, tmp_path: Path, method: str, flag: quantize.Flag
+) -> None:
+    text = refused(*TINY, "--method", method, flag.name, *value_of(flag), "--out", tmp_path / "x")
+    assert f"{flag.name} is an option of --method {flag.methods[0]}" in text
+    assert f"not of {method}" in text
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "option", [("--layer-bits", "fc=4"), ("--calibration", "max"), ("--bits", "4")]
+)
+def test_options_of_the_baseline(refused: Refused, tmp_path: Path, option: tuple[str, str]) -> None:
+    text = refused(*TINY, "--method", "layerwise", *option, "--out", tmp_path / "x")
+    assert f"{option[0]} is an option of --method linear" in text
+
+
+@pytest.mark.parametrize("flag", quantize.FLAGS, ids=lambda flag: flag.name)
+def test_every_option_is_a_field(flag: quantize.Flag) -> None:
+    """The choices of the command line are the members of the options' enumerations."""
+    for method in flag.methods:
+        cls = options_class(method)
+        assert flag.target in cls.__dataclass_fields__
+        for choice in flag.settings.get("choices", ()):
+            value = getattr(flow_methods.make_options(method, {flag.target: choice}), flag.target)
+            assert value.value == choice
+        if "choices" in flag.settings:
+            kind = type(value)
+            assert {member.value for member in kind} == set(flag.settings["choices"])
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (("adaptive", "--bits", "9"), "bits must be a whole number from 2 to 8, not 9"),
+        (("adaptive", "--bits", "4/8/8"), "--bits must be one width"),
+        (("adaptive", "--bits", "8", "--entry-bits", "4"), "entry_bits must be at least bits"),
+        (("cluster", "--bits", "1"), "bits must be a whole number from 2 to 8, not 1"),
+        (("cluster", "--epochs", "1.5"), "epochs must be a whole number, not 1.5"),
+        (("evolve", "--population", "1"), "population must be a whole number at least 2, not 1"),
+        (("evolve", "--study", "x.db", "--no-resume"), "does not empty a --study"),
+        (("evolve", "--study", "nosuch://here/x"), "nosuch"),
+        (("linear", "--search-images", "9"), "search set must have at least 10 images, not 9"),
+        (("adaptive", "--search-images", "201"), "at most the 200 held-out images.* not 201"),
+    ],
+)
+def test_values(refused: Refused, tmp_path: Path, options: tuple[str, ...], words: str) -> None:
+    text = refused(*TINY, "--method", *options, "--out", tmp_path / "x")
+    assert re.search(words, text), text
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "options, flag, edit",
+    [
+        (("adaptive", "--form", "clip", "--control", "lloyd"), "--form", "give the other form"),
+        (("adaptive", "--form", "codebook", "--control", "mse"), "--form", "give the other form"),
+        (("accumulator", "--mirror"), "--mirror", "give --epochs 4, say"),
+        (
+            ("cluster", "--mirror", "--epochs", "0", "--tune-epochs", "0"),
+            "--mirror",
+            "give --epochs or --tune-epochs of at least 1",
+        ),
+        (("cluster", "--entry-bits", "6"), "--entry-bits", "give --codebook"),
+        (
+            ("cluster", "--scope", "layer", "--sparsity", "0"),
+            "--scope",
+            "give a --sparsity above 0",
+        ),
+        (
+            ("evolve", "--mirror", "--epochs", "0", "--final-epochs", "0"),
+            "--mirror",
+            "give --epochs or --final-epochs above 0",
+        ),
+        (("evolve", "--population", "4", "--sampler", "random"), "--population", "nsga2"),
+    ],
+)
+def test_options_that_change_nothing(
+    refused: Refused, tmp_path: Path, options: tuple[str, ...], flag: str, edit: str
+) -> None:
+    """Why, and the smallest edit, are said; without the option the command is understood."""
+    text = refused(*TINY, "--method", *options, "--out", tmp_path / "x")
+    assert text.startswith(f"{flag} changes nothing here, as ")
+    assert edit in text
+    assert text.endswith(f", or leave {flag} out\n")
+    assert contents(tmp_path) == {}
+    rest = list(options)
+    place = rest.index(flag)
+    del rest[place : place + (1 if flag == "--mirror" else 2)]
+    quantize.check(parser().parse_args([*TINY, "--method", *rest, "--out", "x"]))
+
+
+def test_idle_options_are_options() -> None:
+    """A rule names an option of its method, or one that is not there yet would never be refused."""
+    known = {(flag.name, method) for flag in quantize.FLAGS for method in flag.methods}
+    assert {(rule.flag, rule.method) for rule in idle.RULES} <= known
+
+
+def test_an_output_that_is_a_file(refused: Refused, tmp_path: Path) -> None:
+    """Said before the search, not behind it."""
+    (tmp_path / "file").write_text("mine")
+    text = refused(*TINY, "--method", "adaptive", "--out", tmp_path / "file")
+    assert "must be a folder that can be written" in text
+    assert contents(tmp_path) == {"file": b"mine"}
+
+
+# Images.
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            lambda d: {"train_images": np.concatenate([d.train_images[:-1], d.test_images[:1]])},
+            "the search and the test images must have none in common, but share 1",
+        ),
+        (
+            lambda d: {"train_images": np.concatenate([d.test_images[:1], d.train_images[1:]])},
+            "the train and the test images must have none in common, but share 1",
+        ),
+        (lambda d: {"held_out": 0}, "holds out no training images"),
+        (lambda d: {"held_out": 5}, "search set must have at least 10 images, not 5"),
+        (
+            lambda d: {"train_images": d.train_images[:, :, :30, :30]},
+            "must have one shape",
+        ),
+    ],
+    ids=["search in test", "training in test", "none", "few", "shape"],
+)
+def test_images(
+    refused: Refused,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Dataset], dict[str, Any]],
+    words: str,
+) -> None:
+    from quant import datasets
+
+    def changed(name: str, **where: object) -> Dataset:
+        data = original(name)
+        return replace(data, **change(data))
+
+    original = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", changed)
+    text = refused(*TINY, "--method", "adaptive", "--out", tmp_path / "x")
+    assert re.search(words, text), text
+    assert contents(tmp_path) == {}
+
+
+def test_help_tells_the_defaults() -> None:
+    """What a method takes where nothing is typed stands in the help of its option."""
+    for flag in quantize.FLAGS:
+        for method in flag.methods:
+            value = getattr(options_class(method)(), flag.target)
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            if isinstance(value, bool) or value is None or flag.name == "--tolerance":
+                continue  # a switch, or told in words
+            if not isinstance(value, int | float):
+                shown = value.value
+            words = rf"default {re.escape(shown)}\b"
+            assert re.search(words, flag.settings["help"]), (flag.name, method, shown)
