@@ -6,7 +6,8 @@ import dataclasses
 import importlib
 import inspect
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -110,6 +111,7 @@ class Stubs:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ran: list[str] = []
         self.failing: dict[str, BaseException] = {}
+        self.watch: dict[str, Callable[[Cases], object]] = {}
         self.version = 1
         module = ModuleType("stub")
         vars(module)["report"] = self.report
@@ -125,6 +127,8 @@ class Stubs:
     def running(self, name: str) -> Any:
         def run_cell(cases: Cases) -> dict[str, Any]:
             self.ran.append(name)
+            if name in self.watch:
+                self.watch[name](cases)
             if name in self.failing:
                 raise self.failing[name]
             return {"value": len(name)}
@@ -165,6 +169,50 @@ def test_an_interrupted_run_goes_on(stubs: Stubs, tmp_path: Path) -> None:
     stubs.failing.clear()
     assert run("--out", tmp_path) == 0
     assert stubs.ran == ["stub-0", "stub-1", "stub-1", "stub-2"]
+
+
+def test_seconds_of_unfinished_runs_add_up(
+    stubs: Stubs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of a process that was killed; a result that is measured anew begins at 0."""
+    monkeypatch.setattr(methods, "NOTED", 0.01)
+    noted: list[dict[str, Any]] = []
+
+    def sleep(cases: Cases) -> None:
+        time.sleep(0.2)
+        noted.append(timing()["stub-1"])
+
+    def timing() -> Any:
+        return json.loads((tmp_path / "timing.json").read_text())
+
+    stubs.watch["stub-1"] = sleep
+    stubs.failing["stub-1"] = KeyboardInterrupt()
+    assert run("--out", tmp_path) == 130
+    first = timing()["stub-1"]
+    assert noted[0].keys() == first.keys() == {"seconds", "cpu_seconds", "unfinished"}
+    assert 0 < noted[0]["seconds"] <= first["seconds"]
+    stubs.failing.clear()
+    assert run("--out", tmp_path) == 0
+    second = timing()["stub-1"]
+    assert second.keys() == {"seconds", "cpu_seconds"}
+    assert second["seconds"] >= 0.2 + first["seconds"] >= 0.4
+    (tmp_path / "cells/stub-1.json").unlink()
+    del stubs.watch["stub-1"]
+    assert run("--out", tmp_path) == 0
+    assert timing()["stub-1"]["seconds"] < 0.2
+
+
+def test_unfinished_seconds_of_another_configuration_do_not_count(
+    stubs: Stubs, tmp_path: Path
+) -> None:
+    stubs.failing["stub-1"] = KeyboardInterrupt()
+    stubs.watch["stub-1"] = lambda cases: time.sleep(0.2)
+    assert run("--out", tmp_path) == 130
+    stubs.failing.clear()
+    stubs.watch.clear()
+    stubs.version = 2
+    assert run("--out", tmp_path) == 0
+    assert json.loads((tmp_path / "timing.json").read_text())["stub-1"]["seconds"] < 0.2
 
 
 def test_a_network_that_is_not_there_is_left_out(

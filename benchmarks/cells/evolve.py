@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells.common import Cases, Cell, markdown_table, percent, points
+from benchmarks.cells.common import Cases, Cell, markdown_table, percent
 from quant.baseline import with_preprocessing
 from quant.finetune import finetune
 from quant.methods.evolve import EvolveOptions, Sampler, evolve
 from quant.methods.result import float_accuracy
 
-VERSION = 1
+VERSION = 2
 """Of the method: raise it when its results change, so that all cells are measured again."""
 
 REFERENCE = 0.7348
@@ -24,8 +24,12 @@ REFERENCE = 0.7348
 search images flatter candidates that are trained for a short time: the search starts from the
 project's own LeNet-5, of the same accuracy, which never saw them."""
 
+HEADLINE = "lenet5-own-cifar10"
+RATIO, GAIN, MINUTES, CORES = 6.0, 1.0, 60, 2
+"""What is expected of it: times smaller, points above the best float network, minutes on cores."""
+
 FULL = {
-    "lenet5-own-cifar10": EvolveOptions(mirror=True),
+    HEADLINE: EvolveOptions(mirror=True),
     "lenet5-mnist": EvolveOptions(
         trials=16, population=6, epochs=0.5, finalists=2, final_epochs=5, final_rate=2e-3
     ),
@@ -46,7 +50,7 @@ QUICK = {
     ),
 }
 SAMPLERS = {
-    "lenet5-own-cifar10": tuple(Sampler),
+    HEADLINE: tuple(Sampler),
     "lenet5-mnist": tuple(Sampler),
     "resnet8-cifar10": (Sampler.NSGA2,),
     "lenet5-digits": tuple(Sampler),
@@ -64,8 +68,6 @@ def cells(quick: bool) -> list[Cell]:
     for network, options in (QUICK if quick else FULL).items():
         for sampler in SAMPLERS[network]:
             chosen = replace(options, sampler=sampler)
-            if sampler is not Sampler.NSGA2:  # a control trains one network to the end
-                chosen = replace(chosen, finalists=1)
             found.append(
                 Cell(
                     name=f"evolve-{network}-{sampler.value}",
@@ -144,9 +146,9 @@ def report(results: Mapping[str, dict[str, Any]], out: Path) -> str:
         " trained network, fine-tuned on its integer grids and scored on the search images; the one"
         " that is chosen is trained for longer and looks at the test images once. The controls have"
         " as many candidates (uniform widths at most as many as there are) with the same short"
-        " training; of each control one network is trained for longer, of NSGA-II several finalists in"
-        " rounds, each of which costs as many epochs as that one. Hypervolumes count short training"
-        " alone."
+        " training, and as many finalists that are trained for longer in rounds, by successive"
+        " halving. Hypervolumes count short training alone. Whether the time was kept is known from"
+        " `timing.json`: processor seconds, of one thread."
     )
     parts = [text]
     for network in networks:
@@ -159,7 +161,7 @@ def _section(network: str, mine: Mapping[str, dict[str, Any]], out: Path) -> str
     """One network."""
     searches = {kind: mine[kind] for kind in TITLES if kind in mine}
     rows: list[tuple[object, ...]] = []
-    floats = [REFERENCE] if network == "lenet5-own-cifar10" else []
+    floats = [REFERENCE] if network == HEADLINE else []
     if searches:
         given = next(iter(searches.values()))
         size = given["float_bits"]
@@ -185,9 +187,9 @@ def _section(network: str, mine: Mapping[str, dict[str, Any]], out: Path) -> str
     header = ("network", "bits", "times smaller", "search", "test", "hypervolume")
     text = f"### {network}\n\n{markdown_table(header, rows)}"
     if "nsga2" in searches:
-        text += "\n\n" + _verdict(searches, max(floats))
+        text += "\n\n" + _verdict(network, searches, floats if "float" in mine else [], out)
         text += f"\n\n![candidates and hypervolume]({_plot(network, searches, out)})"
-    if network == "lenet5-own-cifar10":
+    if network == HEADLINE:
         text += (
             "\n\nThe search starts from the LeNet-5 that ships with the project: the reference LeNet-5"
             f" ({percent(REFERENCE)} on the test images, counted among the float networks) was trained"
@@ -198,25 +200,51 @@ def _section(network: str, mine: Mapping[str, dict[str, Any]], out: Path) -> str
     return text
 
 
-def _verdict(searches: Mapping[str, dict[str, Any]], best_float: float) -> str:
-    """The figures beside what was expected, and the network that was found."""
+def _verdict(
+    network: str, searches: Mapping[str, dict[str, Any]], floats: Sequence[float], out: Path
+) -> str:
+    """What was reached beside what was expected, and the network that was found."""
     found = searches["nsga2"]
-    gain = found["test"]["integer"] - best_float
-    text = (
-        f"NSGA-II's network is {found['ratio']:.1f} times smaller than float32 (expected: 6) and"
-        f" {points(gain)} points above the best float network on the test images"
-        " (expected on LeNet-5 CIFAR-10: 1.0)."
-    )
-    others = [r["hypervolume"][-1] for kind, r in searches.items() if kind != "nsga2"]
-    if others:
-        above = "above" if found["hypervolume"][-1] > max(others) else "not above"
-        whose = "both controls'" if len(others) > 1 else "the control's"
-        text += f" Its hypervolume is {above} {whose}."
+    expected = network == HEADLINE
+
+    def row(what: str, least: float, reached: float, digits: int) -> tuple[str, ...]:
+        values = (f"{value:.{digits}f}" for value in (least, reached))
+        return (what, *values, "met" if reached >= least else "missed")
+
+    rows = [row("times smaller than float32", RATIO, found["ratio"], 1)]
+    if expected and floats:
+        gain = 100 * (found["test"]["integer"] - max(floats))
+        rows.append(row("points above the best float network, test images", GAIN, gain, 2))
+    volume = found["hypervolume"][-1]
+    for kind, result in searches.items():
+        if kind != "nsga2":
+            other = result["hypervolume"][-1]
+            verdict = "met" if volume > other else "missed"
+            what = f"hypervolume above that of {TITLES[kind]}"
+            rows.append((what, f"{other:.4f}", f"{volume:.4f}", verdict))
+    if expected:
+        rows.append((f"minutes on {CORES} cores", str(MINUTES), "-", _in_time(network, out)))
     genes = ", ".join(
         f"{layer} {weights}/{activations} x{factor:g}"
         for layer, (weights, activations, factor) in found["chosen"]["genes"].items()
     )
-    return f"{text} Weights/activations in bits and channel factors: {genes}."
+    table = markdown_table(("NSGA-II", "expected", "reached", ""), rows)
+    return f"{table}\n\nIts weights/activations in bits and channel factors: {genes}."
+
+
+def _in_time(network: str, out: Path) -> str:
+    """Whether NSGA-II kept the time, by the seconds of ``timing.json``.
+
+    Cells train on one thread, so that processor time is what they take where nothing else runs.
+    """
+    try:
+        timing = json.loads((out / "timing.json").read_text(encoding="utf-8"))
+        taken = timing[f"evolve-{network}-nsga2"]
+    except (OSError, ValueError, KeyError):
+        return "not measured"
+    if "unfinished" in taken:
+        return "not measured"
+    return "met" if taken["cpu_seconds"] <= 60 * MINUTES else "missed"
 
 
 def _plot(network: str, searches: Mapping[str, dict[str, Any]], out: Path) -> str:

@@ -82,8 +82,9 @@ def evolve(
 ) -> Result:
     """Search widths and channel counts together, and train what is found.
 
-    The network that is chosen is the most accurate one on the search set that is small enough, of
-    the last population (of all candidates, for the controls). The test set is looked at once.
+    The network that is chosen is the most accurate one on the search set that is small enough, when
+    the best of the last population and the most accurate ones of other channel counts were trained
+    for longer. The test set is looked at once.
 
     Parameters
     ----------
@@ -331,25 +332,29 @@ class _Search:
     def _finalists(
         self, population: list[FrozenTrial], trials: list[FrozenTrial]
     ) -> list[FrozenTrial]:
-        """The most accurate ones of the last population that are small enough.
+        """The most accurate ones that are small enough, first the best of the last population.
 
         Of those with the same channels only the first: what short training says of widths holds for
-        long training, what it says of channels holds less. Where the population has too few, earlier
-        candidates join; where there are too few channels, the most accurate ones that are left.
+        long training, what it says of channels holds less. Where there are too few channels, the
+        most accurate ones that are left join.
         """
+
+        def rank(trial: FrozenTrial) -> tuple[float, int, int]:
+            found = trial.user_attrs
+            return self._error(trial), found["bits"], found["place"]
+
+        def fit(group: list[FrozenTrial]) -> list[FrozenTrial]:
+            return sorted((t for t in group if t.user_attrs["bits"] <= self.limit), key=rank)
+
         firsts: dict[tuple[float, ...], FrozenTrial] = {}
         others: list[FrozenTrial] = []
-        for group in (population, trials):
-            fit = [t for t in group if t.user_attrs["bits"] <= self.limit]
-            fit.sort(key=lambda t: (self._error(t), t.user_attrs["bits"], t.user_attrs["place"]))
-            for trial in fit:
-                genes = self.space.genes(trial.params)
-                channels = tuple(layer.factor for layer in genes.values())
-                if firsts.setdefault(channels, trial).number != trial.number:
-                    others.append(trial)
-        distinct = {trial.number: trial for trial in [*firsts.values(), *others]}
+        for trial in [*fit(population)[:1], *fit(trials)]:
+            genes = self.space.genes(trial.params)
+            channels = tuple(layer.factor for layer in genes.values())
+            if firsts.setdefault(channels, trial).number != trial.number:
+                others.append(trial)
         least = min(population, key=lambda t: (t.user_attrs["bits"], t.user_attrs["place"]))
-        return list(distinct.values())[: self.options.finalists] or [least]
+        return [*firsts.values(), *others][: self.options.finalists] or [least]
 
     def _choose(
         self, left: list[FrozenTrial], progress: Progress

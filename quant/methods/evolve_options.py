@@ -44,9 +44,9 @@ class EvolveOptions:
     final_epochs : float
         Of fine-tuning for the network that is chosen, from the start; 0: it stays as it was.
     finalists : int
-        Candidates that are trained for longer before one is chosen, those of the last population
-        first, no two with the same channels:
-        successive halving (Jamieson, Talwalkar 2016) by a factor of 3, with about ``final_epochs``
+        Candidates that are trained for longer before one is chosen: the best of the last population
+        and the most accurate others, no two with the same channels as long as there are enough.
+        Successive halving (Jamieson, Talwalkar 2016) by a factor of 3, with about ``final_epochs``
         in all for each round. Short training favours what is close to the trained network.
     widths, activations : tuple of int
         The least and the greatest width of weights and of activations.
