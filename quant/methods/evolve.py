@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from quant.baseline import with_preprocessing
 from quant.checks import check_options, check_seed
 from quant.cost import model_bits, network_cost
 from quant.judge import Judge
+from quant.methods.evolve_finals import Finals
 from quant.methods.evolve_individual import (
     Diverged,
     Genes,
@@ -146,16 +146,6 @@ def _points(space: Space, sampler: Sampler) -> list[dict[str, Any]]:
     if sampler is Sampler.RANDOM:
         return []
     return starting_points(space) if sampler is Sampler.NSGA2 else uniform_points(space)
-
-
-def _survivors(count: int) -> int:
-    """How many of a round are in the next."""
-    return max(1, round(count / 3))
-
-
-def _total(count: int) -> int:
-    """Trainings of all rounds that begin with so many."""
-    return count if count == 1 else count + _total(_survivors(count))
 
 
 class _Search:
@@ -309,8 +299,17 @@ class _Search:
             key=lambda trial: int(trial.user_attrs["place"]),
         )
         population = self.sampler.last_population(study, trials)
-        finalists = self._finalists(population, trials)
-        chosen, best, rounds = self._choose(finalists, progress)
+        finals = Finals(
+            options=self.options,
+            space=self.space,
+            limit=self.limit,
+            seed=self.seed,
+            images=len(self.splits.search_images),
+            search_seen=self.splits.search_seen,
+            train=self.individual,
+        )
+        left = finals.finalists(population, trials)
+        chosen, best, rounds = finals.choose(study, left, progress)
         return best, {
             "options": self.options.record(),
             "objectives": list(self.objectives),
@@ -328,75 +327,6 @@ class _Search:
             "ratio": self.float_bits / model_bits(best.network),
             "limit": self._limit(best),
         }
-
-    def _finalists(
-        self, population: list[FrozenTrial], trials: list[FrozenTrial]
-    ) -> list[FrozenTrial]:
-        """The most accurate ones that are small enough, first the best of the last population.
-
-        Of those with the same channels only the first: what short training says of widths holds for
-        long training, what it says of channels holds less. Where there are too few channels, the
-        most accurate ones that are left join.
-        """
-
-        def rank(trial: FrozenTrial) -> tuple[float, int, int]:
-            found = trial.user_attrs
-            return self._error(trial), found["bits"], found["place"]
-
-        def fit(group: list[FrozenTrial]) -> list[FrozenTrial]:
-            return sorted((t for t in group if t.user_attrs["bits"] <= self.limit), key=rank)
-
-        firsts: dict[tuple[float, ...], FrozenTrial] = {}
-        others: list[FrozenTrial] = []
-        for trial in [*fit(population)[:1], *fit(trials)]:
-            genes = self.space.genes(trial.params)
-            channels = tuple(layer.factor for layer in genes.values())
-            if firsts.setdefault(channels, trial).number != trial.number:
-                others.append(trial)
-        least = min(population, key=lambda t: (t.user_attrs["bits"], t.user_attrs["place"]))
-        return [*firsts.values(), *others][: self.options.finalists] or [least]
-
-    def _choose(
-        self, left: list[FrozenTrial], progress: Progress
-    ) -> tuple[FrozenTrial, Individual, list[dict[str, Any]]]:
-        """Train the finalists for longer, fewer in every round."""
-        epochs = self.options.final_epochs
-        done, total = 0, _total(len(left)) if epochs else 1
-        rounds: list[dict[str, Any]] = []
-        best: dict[int, Individual] = {}
-        with progress.steps("train the best", total) as advance:
-            while epochs:
-                for trial in left:
-                    made = self._again(trial, epochs / len(left))
-                    best[trial.number] = made
-                    done += 1
-                    advance(done, total, f"{made.score.accuracy:.2%}")
-                left = sorted(left, key=lambda t: -best[t.number].score.correct)
-                errors = {
-                    str(t.user_attrs["place"]): 1 - best[t.number].score.accuracy for t in left
-                }
-                rounds.append({"epochs": epochs / len(left), "errors": errors})
-                if len(left) == 1:
-                    break
-                left = left[: _survivors(len(left))]
-            chosen = left[0]
-            found = best.get(chosen.number)
-            # Images that the given network was trained on flatter what was trained for less long.
-            worse = found is not None and found.score.correct < chosen.user_attrs["correct"]
-            if found is None or (worse and not self.splits.search_seen):
-                found = self._again(chosen, None)
-            advance(total, total, f"{found.score.accuracy:.2%}")
-        return chosen, found, rounds
-
-    def _again(self, trial: FrozenTrial, epochs: float | None) -> Individual:
-        """A candidate again, trained for so long from the start; as in the search where that is
-        None or diverges."""
-        seed = seed_of(self.seed, int(trial.user_attrs["place"]))
-        genes = self.space.genes(trial.params)
-        if epochs is not None:
-            with suppress(Diverged):
-                return self.individual(genes, epochs, seed, self.options.final_rate)
-        return self.individual(genes, self.options.epochs, seed)
 
     def _described(self, trial: FrozenTrial) -> dict[str, Any]:
         return {

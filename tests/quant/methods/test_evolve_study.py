@@ -22,6 +22,7 @@ import sqlalchemy
 from hwgen.errors import BadInput, MissingTool
 from quant.expand import resize
 from quant.methods import evolve_storage, evolve_worker
+from quant.methods.evolve_finals import Finals
 from quant.methods.evolve_individual import Individual
 from quant.methods.evolve_worker import worker_name
 from quant.methods.result import Result
@@ -84,6 +85,29 @@ def test_a_stopped_search_goes_on_to_the_same_end(
     before = study.read_bytes()
     assert search(state=study).record == whole.record  # nothing is left to do
     assert study.read_bytes() == before
+
+
+def test_a_search_that_is_stopped_in_its_finals_keeps_what_was_trained(
+    whole: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two finalists and the one that is chosen are trained; the last of them is interrupted."""
+    study = tmp_path / "study.db"
+    trained: list[float] = []
+    train = Finals._again
+
+    def count(self: Finals, trial: Any, epochs: Any) -> Individual:
+        trained.append(epochs)
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return train(self, trial, epochs)
+
+    monkeypatch.setattr(Finals, "_again", count)
+    with pytest.raises(KeyboardInterrupt):
+        search(state=study)
+    found = search(state=study)
+    assert [epochs for epochs in trained if epochs] == [0.2, 0.2, 0.4, 0.4]
+    assert found.network.same(whole.network)
+    assert found.record == whole.record
 
 
 def test_optuna_keeps_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
