@@ -110,7 +110,7 @@ class PatientStorage(RDBStorage):
 
     def __init__(self, url: str, *, path: Path | None = None, patience: float) -> None:
         self._local = threading.local()
-        self._patience = patience
+        self._patience, self._given_up = patience, False
         self._path, self._inode = path, None if path is None else path.stat().st_ino
         self.title = str(path) if path else _without_password(url)
         with warnings.catch_warnings():
@@ -143,13 +143,17 @@ class PatientStorage(RDBStorage):
         """Do an operation until it works or patience is over."""
         if getattr(self._local, "busy", False):  # part of another, which is tried again as a whole
             return operation()
-        end, delay, tried = time.monotonic() + self._patience, FIRST_DELAY, 0
+        # Signs of life come again by themselves; after one operation in vain the next are in haste.
+        patience = 0.0 if self._given_up or name == "record_heartbeat" else self._patience
+        end, delay, tried = time.monotonic() + patience, FIRST_DELAY, 0
         self._local.busy = True
         try:
             while True:
                 try:
                     self._check_file()
-                    return operation()
+                    found = operation()
+                    self._given_up = False
+                    return found
                 except UpdateFinishedTrialError:
                     if not tried:
                         raise
@@ -166,6 +170,7 @@ class PatientStorage(RDBStorage):
                     if time.monotonic() + delay > end:
                         if name == "record_heartbeat":
                             return None  # the trial may be tried again by another; not worse
+                        self._given_up = True
                         raise self._message(error) from error
                 time.sleep(delay)
                 delay = min(2 * delay, LONGEST_DELAY)

@@ -252,6 +252,33 @@ def test_a_file_that_comes_back_costs_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_patience_is_spent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was tried in vain for long enough is not tried as long again to clean up; signs of life
+    do not wait at all."""
+    path = tmp_path / "study.db"
+    search(state=path, **SHORT)
+    storage = evolve_storage.PatientStorage(f"sqlite:///{path}", path=path, patience=1.0)
+    path.rename(tmp_path / "elsewhere.db")
+    waits: list[float] = []
+    monkeypatch.setattr(evolve_storage.time, "sleep", waits.append)
+    clock = iter(float(second) / 4 for second in range(1000))
+    monkeypatch.setattr(evolve_storage.time, "monotonic", lambda: next(clock))
+    storage.record_heartbeat(1)
+    assert waits == []
+    for expected in (True, False):
+        with pytest.raises(BadInput, match="did not answer for 1 s"):
+            storage.get_all_studies()
+        assert bool(waits) is expected
+        waits.clear()
+    (tmp_path / "elsewhere.db").rename(path)
+    assert len(storage.get_all_studies()) == 1
+    path.unlink()
+    with pytest.raises(BadInput, match="did not answer for 1 s"):
+        storage.get_all_studies()
+    assert waits
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_locked_file_is_waited_for_and_then_said(tmp_path: Path) -> None:
     study = tmp_path / "study.db"
     locks: list[sqlite3.Connection] = []
