@@ -48,7 +48,21 @@ REMEMBERED = 64
 
 
 def _type(shape: tuple[int, ...], form: Fixed) -> TensorType:
-    return TensorType(shape=shape, width=form.width, signed=form.signed, scale=form.scale)
+    return TensorType(
+        shape=shape, width=form.width, signed=form.signed, scale=form.scale, zero=form.zero
+    )
+
+
+def _with_offset(group: Group, layer: LayerPlan) -> Group:
+    """The group with the plan's offset behind its batch norm."""
+    if layer.offset is None:
+        return group
+    if group.affine is None:
+        raise BadInput(
+            f"no batch norm follows the ReLU of layer {group.node.name}; leave the offset of its"
+            " plan out"
+        )
+    return replace(group, affine=replace(group.affine, offset=layer.offset))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -223,6 +237,7 @@ class Assembler:
         out: Fixed | None,
     ) -> tuple[Op, int]:
         check_layer(node, layer)
+        group = _with_offset(group, layer)
         shape, codes = self.graph.shape(node.name), layer.codes
         geometry = None
         if isinstance(node, fg.Conv) and len(kind.shape) == 1:  # a point of a 1x1 image

@@ -37,13 +37,13 @@ HOPELESS = 2.0
 
 def quantize_to(values: Floats, form: Fixed) -> NDArray[np.int64]:
     """Codes of ``values``: nearest, ties up, saturated."""
-    scaled = np.floor(np.ldexp(values, form.frac) + 0.5)
+    scaled = np.floor(np.ldexp(values, form.frac) + 0.5) + form.zero
     return np.clip(scaled, form.low, form.high).astype(np.int64)
 
 
 def decode(codes: NDArray[np.int64], form: Fixed) -> Floats:
     """The values that ``codes`` stand for, exact below 2**53."""
-    values: Floats = np.ldexp(codes.astype(np.float64), -form.frac)
+    values: Floats = np.ldexp((codes - form.zero).astype(np.float64), -form.frac)
     return values
 
 

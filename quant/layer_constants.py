@@ -38,6 +38,13 @@ def check_layer(node: fg.Conv | fg.Linear, layer: LayerPlan) -> None:
         raise BadInput(
             f"the biases of layer {node.name} must be finite and its scales positive and finite"
         )
+    if layer.offset is not None and not (
+        layer.offset.shape == (channels,) and np.isfinite(layer.offset).all()
+    ):
+        raise BadInput(
+            f"layer {node.name} has {channels} channels: the offset of its plan needs as many finite"
+            f" entries, not the shape {layer.offset.shape}"
+        )
     if layer.bias_step is not None and (len(layer.scale) > 1 or not layer.bias_step > 0):
         raise BadInput(
             f"a step of the biases of layer {node.name} must be above 0 and needs one scale of the"

@@ -40,6 +40,9 @@ class LayerPlan:
         with the least squared error.
     codebook : tuple of int, optional
         Entries in rising order. The hardware stores indices.
+    offset : float64 array, optional
+        What the batch norm behind the layer's ReLU adds ``(out,)``, in place of the graph's. Whoever
+        moves it makes up for that in the biases of the layers that read the tensor.
     """
 
     codes: Codes = field(repr=False)
@@ -49,6 +52,7 @@ class LayerPlan:
     bias_width: int
     bias_step: float | None = None
     codebook: tuple[int, ...] | None = None
+    offset: Floats | None = field(default=None, repr=False)
 
     @property
     def weights(self) -> Floats:

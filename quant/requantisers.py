@@ -27,7 +27,7 @@ def _bounds(group: Group | None, form: Fixed) -> Bounds:
     top = group.relu.max
     if group.affine is None:
         limit = high if top is None else min(high, _nearest(top, form))
-        return (max(low, 0),), (limit,)
+        return (max(low, form.zero),), (limit,)
     if top is None:
         return (low,), (high,)
     scale, offset = group.affine.scale, group.affine.offset
@@ -40,7 +40,7 @@ def _bounds(group: Group | None, form: Fixed) -> Bounds:
 
 
 def _nearest(value: float, form: Fixed) -> int:
-    return floor(float(np.ldexp(value, form.frac)) + 0.5)
+    return floor(float(np.ldexp(value, form.frac)) + 0.5) + form.zero
 
 
 def shift_requant(
@@ -63,6 +63,7 @@ def shift_requant(
         shift=_once(tuple(max(frac - form.frac, 0) for frac in fracs)),
         low=low,
         high=high,
+        zero=form.zero,
         rounding=rounding,
     )
 
@@ -110,6 +111,7 @@ def scaled_requant(
         shift=(shift - (common.bit_length() - 1),),
         low=low,
         high=high,
+        zero=form.zero,
         rounding=rounding,
         relu=group.affine is not None,
     )

@@ -19,7 +19,7 @@ IMPROVED = LayerwiseOptions(tries=60)
 PAPER = LayerwiseOptions(mode=LayerwiseMode.PAPER)
 NEAR = replace(IMPROVED, tolerance=0.009)
 """Nearer to the limit of 1 %: 10,000 images that search does not choose by confirm the network."""
-DEEP = LayerwiseOptions(tries=24, images=3_000)
+DEEP = LayerwiseOptions(tries=24, images=4_000)
 """For networks of tens of millions of multiply-accumulates an image."""
 
 

@@ -31,7 +31,7 @@ def width_of(low: int, high: int) -> tuple[int, bool]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fixed:
-    """A two's-complement fixed-point format: code ``q`` stands for ``q * 2 ** -frac``.
+    """A two's-complement fixed-point format: code ``q`` stands for ``(q - zero) * 2 ** -frac``.
 
     Parameters
     ----------
@@ -41,6 +41,13 @@ class Fixed:
         Fraction bits. May be negative or exceed ``width``.
     signed : bool
         Whether the top bit has negative weight.
+    zero : int
+        The code that stands for 0, one of the format's.
+
+    Raises
+    ------
+    BadNetwork
+        If the width is below 1 or ``zero`` is no code.
 
     >>> Fixed(width=4, frac=2, signed=False).codes
     range(0, 16)
@@ -49,10 +56,16 @@ class Fixed:
     width: int
     frac: int
     signed: bool
+    zero: int = 0
 
     def __post_init__(self) -> None:
         if self.width < 1:
             raise BadNetwork(f"the width of a format must be at least 1 bit, not {self.width}")
+        if not self.low <= self.zero <= self.high:
+            raise BadNetwork(
+                f"the code of 0 must be one of {self.low}..{self.high}, what {self.width} bits"
+                f" {'signed' if self.signed else 'unsigned'} hold, not {self.zero}"
+            )
 
     @property
     def low(self) -> int:

@@ -27,6 +27,7 @@ from quant.grouping import group_nodes
 from quant.judge import Judge
 from quant.methods.layerwise_equalise import equalise
 from quant.methods.layerwise_float import RoundedFloat
+from quant.methods.layerwise_grids import find_norms
 from quant.methods.layerwise_paper import (
     PaperSearch,
     largest_values,
@@ -319,7 +320,8 @@ def _improved(
     calibration = splits.train_images[: options.calibration]
     level = equalise(graph, calibration)
     assembler = Assembler(level, scale_bits=options.scale_bits)
-    space = Space(assembler, observe_graph(level, calibration))
+    norms = find_norms(level, calibration)
+    space = Space(assembler, observe_graph(level, calibration), norms)
     macs = _macs(graph)
     images, labels = splits.search_images, splits.search_labels
     count = options.images or _some(images, SCORED_MACS, macs)
@@ -334,7 +336,11 @@ def _improved(
     evaluations = Evaluations(
         space=space,
         calibrator=Calibrator(
-            assembler, splits.train_images[:fitted], seed, multipliers=options.multipliers
+            assembler,
+            splits.train_images[:fitted],
+            seed,
+            multipliers=options.multipliers,
+            norms=norms,
         ),
         judge=Judge(images[:count], labels[:count]),
         probe=Judge(images[:probed], labels[:probed]),

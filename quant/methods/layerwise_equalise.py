@@ -18,7 +18,7 @@ from quant import graph as fg
 from quant.formats import Floats
 from quant.grouping import Group, group_nodes
 
-__all__ = ["equalise"]
+__all__ = ["channel_readers", "channel_values", "equalise"]
 
 TARGET_BITS = 5
 """Width for which a channel's range, and a tensor's, is chosen."""
@@ -47,17 +47,20 @@ def equalise(graph: fg.FloatGraph, images: NDArray[np.uint8]) -> fg.FloatGraph:
     """
     plans = {}
     for group in group_nodes(graph):
-        readers = _readers(graph, group)
+        readers = channel_readers(graph, group)
         if readers:
             plans[group.last.name] = (group, readers)
-    values = _values(graph, images, list(plans))
+    values = channel_values(graph, images, list(plans), SAMPLES)
     changed = {node.name: node for node in graph.nodes}
     for tensor, (group, readers) in plans.items():
-        _apply(graph, changed, group, readers, _factors(values[tensor]))
+        found = values[tensor]
+        if group.affine is not None:  # its offset takes no codes: see quant.methods.layerwise_grids
+            found = np.abs(found - group.affine.offset[:, None])
+        _apply(graph, changed, group, readers, _factors(found))
     return replace(graph, nodes=tuple(changed[node.name] for node in graph.nodes))
 
 
-def _readers(graph: fg.FloatGraph, group: Group) -> list[fg.Conv | fg.Linear] | None:
+def channel_readers(graph: fg.FloatGraph, group: Group) -> list[fg.Conv | fg.Linear] | None:
     """The layers that take a group's channels, at most pooled and flattened; None if others do."""
     if not isinstance(group.node, fg.Conv | fg.Linear) or group.relu is None:
         return None
@@ -79,16 +82,16 @@ def _readers(graph: fg.FloatGraph, group: Group) -> list[fg.Conv | fg.Linear] | 
     return found
 
 
-def _values(
-    graph: fg.FloatGraph, images: NDArray[np.uint8], names: list[str]
+def channel_values(
+    graph: fg.FloatGraph, images: NDArray[np.uint8], names: list[str], samples: int
 ) -> Mapping[str, Floats]:
-    """A sample of each tensor's values, ``(channels, n)``."""
+    """A sample of each tensor's values, ``(channels, n)``, n about ``samples``."""
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     for values in graph.activations(torch.tensor(images), dtype=torch.float32, batch_size=50):
         for name in names:
             tensor = values[name].flatten(2) if values[name].ndim > 2 else values[name][..., None]
             rows = tensor.transpose(0, 1).flatten(1)
-            step = max(1, rows.shape[1] * len(images) // (len(values[name]) * SAMPLES))
+            step = max(1, rows.shape[1] * len(images) // (len(values[name]) * samples))
             parts[name].append(rows[:, ::step])
     return {name: torch.cat(part, 1).double().numpy() for name, part in parts.items()}
 

@@ -9,7 +9,7 @@ et al., arXiv 2210.17323), then improved by coordinate descent. The bias makes u
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from quant import graph as fg
 from quant.assemble import Assembler
 from quant.formats import Floats
 from quant.grouping import Group
+from quant.methods.layerwise_grids import Norm
 from quant.plan import LayerPlan, Plan
 
 __all__ = ["Calibrator", "RoundingProblem"]
@@ -65,6 +66,8 @@ class RoundingProblem:
         What each channel should give on average, bias included, ``(out,)``.
     per_channel, power_of_two : bool
         Which scales the layer may have.
+    offset : float64 array, optional
+        The plan's, of the batch norm behind the layer.
     """
 
     shape: tuple[int, ...]
@@ -74,6 +77,7 @@ class RoundingProblem:
     mean_output: Floats = field(repr=False)
     per_channel: bool
     power_of_two: bool
+    offset: Floats | None = field(default=None, repr=False)
     _solved: dict[tuple[int, int], LayerPlan] = field(default_factory=dict, repr=False)
 
     def solve(self, width: int, bias_width: int) -> LayerPlan:
@@ -107,6 +111,7 @@ class RoundingProblem:
             scale=shared,
             bias=self.mean_output - means,
             bias_width=bias_width,
+            offset=self.offset,
         )
 
     def _scales(self, low: int, high: int) -> Floats:
@@ -188,6 +193,8 @@ class Calibrator:
         Chooses the positions that are looked at.
     multipliers : bool
         Whether scales of weights are real numbers also where no batch norm brings multipliers.
+    norms : mapping of str to Norm
+        Layers whose batch norms' offsets go by their formats.
     """
 
     def __init__(
@@ -197,9 +204,11 @@ class Calibrator:
         seed: int,
         *,
         multipliers: bool,
+        norms: Mapping[str, Norm] | None = None,
     ) -> None:
         self.assembler, self.graph = assembler, assembler.graph
         self.images, self.multipliers = torch.tensor(images), multipliers
+        self.norms = dict(norms or {})
         generator = np.random.default_rng(seed)
         self._places: dict[str, NDArray[np.intp]] = {}
         for node in self.graph.mac_nodes:
@@ -299,6 +308,7 @@ class Calibrator:
                 inputs = [values[name] for name in node.inputs]
                 if isinstance(node, fg.Conv | fg.Linear):
                     problem = problems[node.name] = self.problem(group, inputs[0])
+                    problem.offset = self._offset(group, outputs)
                     plan = layers[node.name] = problem.solve(widths[node.name], bias_width)
                     made = _evaluate(node, plan, inputs[0])
                 else:
@@ -314,12 +324,17 @@ class Calibrator:
         if group.relu is not None and group.relu is not group.node:
             made = group.relu.evaluate(made)
         if group.affine is not None:
-            made = group.affine.evaluate(made)
+            affine, offset = group.affine, self._offset(group, outputs)
+            made = (affine if offset is None else replace(affine, offset=offset)).evaluate(made)
         form = outputs.get(group.node.name)
         if form is None or group.keeps_format:
             return made
-        codes = torch.floor(made * 2.0**form.frac + 0.5).clamp_(form.low, form.high)
-        return codes.mul_(form.scale)
+        steps = torch.floor(made * 2.0**form.frac + 0.5)
+        return steps.clamp_(form.low - form.zero, form.high - form.zero).mul_(form.scale)
+
+    def _offset(self, group: Group, outputs: Mapping[str, Fixed]) -> Floats | None:
+        norm = self.norms.get(group.node.name)
+        return None if norm is None else norm.offset(outputs[group.node.name])
 
 
 def _evaluate(node: fg.Conv | fg.Linear, plan: LayerPlan, x: Tensor) -> Tensor:

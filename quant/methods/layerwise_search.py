@@ -98,6 +98,10 @@ class Evaluations:
             else:
                 moved, space = widths.moved(place, width), self.space
                 formats = space.coarser(moved, place) if coarser else space.formats(moved)
+                layer = space.layer(place)
+                if layer in space.norms:
+                    norm, old = space.norms[layer], plan.outputs[layer]
+                    plan = plan.with_layers(**norm.moved(plan, old, formats[layer]))
                 plan = plan.with_outputs(formats)
             return self.probe.score(self.space.assembler.assemble(plan))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from quant.assemble import PIXEL, Assembler
 from quant.calibrate import Statistics
 from quant.formats import Calibration, choose_format
 from quant.grouping import never_negative
+from quant.methods.layerwise_grids import Norm
 
 __all__ = ["NARROWEST", "WIDEST", "Price", "Space", "Widths"]
 
@@ -60,10 +62,14 @@ class Space:
     seen : Statistics
         Values of the float network on calibration images: formats of activations have the least
         squared error.
+    norms : mapping of str to Norm
+        Outputs with formats of their own kind, by layer.
     """
 
-    def __init__(self, assembler: Assembler, seen: Statistics) -> None:
-        self.assembler, self._seen = assembler, seen
+    def __init__(
+        self, assembler: Assembler, seen: Statistics, norms: Mapping[str, Norm] | None = None
+    ) -> None:
+        self.assembler, self.norms, self._seen = assembler, dict(norms or {}), seen
         graph = assembler.graph
         self.layers = tuple(node.name for node in graph.mac_nodes)
         pixel = assembler.joint[INPUT]
@@ -104,8 +110,12 @@ class Space:
             out |= dict.fromkeys(makers, form)
         return out
 
-    def _format(self, index: int, width: int) -> Fixed:
+    def _format(self, index: int, width: int, coarser: bool = False) -> Fixed:
         key = (index, width)
+        coarser = coarser or key in self._coarser
+        norm = self.norms.get(self.tensors[index][0])
+        if norm is not None:
+            return norm.best(width, int(coarser))
         if key not in self._formats:
             joint, graph = self.assembler.joint, self.assembler.graph
             tied = [name for name, root in joint.items() if root == self.roots[index]]
@@ -121,14 +131,13 @@ class Space:
                 extremes=(min(t.low for t in tensors), max(t.high for t in tensors)),
             )
         form = self._formats[key]
-        return replace(form, frac=form.frac - 1) if key in self._coarser else form
+        return replace(form, frac=form.frac - 1) if coarser else form
 
     def coarser(self, widths: Widths, place: int) -> dict[str, Fixed]:
         """:meth:`formats` with twice the step for one output."""
-        out = self.formats(widths)
-        for name in self.tensors[place - len(self.layers)]:
-            out[name] = replace(out[name], frac=out[name].frac - 1)
-        return out
+        index = place - len(self.layers)
+        form = self._format(index, widths.outputs[index], coarser=True)
+        return self.formats(widths) | dict.fromkeys(self.tensors[index], form)
 
 
 def _is_used(graph: fg.FloatGraph, name: str) -> bool:
