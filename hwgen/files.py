@@ -24,6 +24,10 @@ def ensure_folder(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise BadInput(
+            f"cannot create the folder {path}: there is a file of that name; give another folder"
+        ) from error
     except OSError as error:
         raise BadInput(
             f"cannot create the folder {path}: {error.strerror}; give another folder"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ __all__ = [
     "dataset",
     "hardware",
     "hardware_arguments",
+    "listed",
     "model",
     "model_arguments",
     "natural",
@@ -37,6 +39,12 @@ __all__ = [
 ]
 
 Arguments = argparse.Namespace
+
+
+def listed(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def progress() -> Shown:
@@ -85,7 +93,9 @@ def share(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, not {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be at least 0 and below 1, as 0.01 is for 1 %, not {text!r}"
+        )
     return value
 
 
@@ -179,6 +189,8 @@ def hardware_arguments(part: argparse.ArgumentParser) -> None:
 def dataset(arguments: Arguments) -> Dataset:
     from quant.datasets import load_dataset
 
+    if arguments.data == "digits" and arguments.data_dir is not None:
+        raise BadInput("--data digits needs no files; leave --data-dir out")
     return load_dataset(arguments.data, data_dir=arguments.data_dir)
 
 

@@ -34,20 +34,7 @@ class Idle:
     edit: str
 
 
-def _other_form(options: Any) -> bool:
-    from quant.methods.adaptive_options import ALONE
-
-    return options.control in ALONE and options.form is not ALONE[options.control][0]
-
-
 RULES: tuple[Idle, ...] = (
-    Idle(
-        flag="--form",
-        method="adaptive",
-        when=_other_form,
-        because="this --control has a form of its own",
-        edit="give the other form",
-    ),
     Idle(
         flag="--mirror",
         method="accumulator",
@@ -101,7 +88,7 @@ RULES: tuple[Idle, ...] = (
         for flag in ("--finalists", "--final-rate")
     ),
 )
-"""Options that others switch off; those of other methods are refused before."""
+"""Options that others switch off, but for those that a method's options refuse themselves."""
 
 
 def refuse_idle(given: argparse.Namespace, method: str, options: Any) -> None:

@@ -343,12 +343,16 @@ def _refuse_others(arguments: Arguments) -> None:
         if getattr(arguments, dest) is not None and method != "linear":
             raise _foreign(f"--{dest.replace('_', '-')}", ("linear",), method)
     if arguments.bits is not None and method not in ("linear", *WIDTH):
+        if method == "accumulator":
+            raise BadInput(
+                "the width of accumulators is --accumulator-bits; give it instead of --bits"
+            )
         raise _foreign("--bits", ("linear", *WIDTH), method)
 
 
 def _foreign(name: str, methods: tuple[str, ...], method: str) -> BadInput:
     return BadInput(
-        f"{name} is an option of --method {' and '.join(methods)}, not of {method}; leave it out or"
+        f"{name} is an option of --method {args.listed(methods)}, not of {method}; leave it out or"
         f" give --method {methods[0]}"
     )
 

@@ -80,7 +80,15 @@ def test_every_option_is_a_field(flag: quantize.Flag) -> None:
     [
         (("adaptive", "--bits", "9"), "bits must be a whole number from 2 to 8, not 9"),
         (("adaptive", "--bits", "4/8/8"), "--bits must be one width"),
-        (("adaptive", "--bits", "8", "--entry-bits", "4"), "entry_bits must be at least bits"),
+        (("accumulator", "--bits", "16"), "give it instead of --bits"),
+        (("layerwise", "--max-drop", "1%"), "below 1, as 0.01 is for 1 %, not '1%'"),
+        (("linear", "--data-dir", "/none"), "--data digits needs no files; leave --data-dir out"),
+        (
+            ("adaptive", "--bits", "8", "--form", "codebook", "--entry-bits", "4"),
+            "entry_bits must be at least bits",
+        ),
+        (("adaptive", "--entry-bits", "4"), "entry.bits"),
+        (("adaptive", "--control", "lloyd", "--form", "clip"), "form"),
         (("cluster", "--bits", "1"), "bits must be a whole number from 2 to 8, not 1"),
         (("cluster", "--epochs", "1.5"), "epochs must be a whole number, not 1.5"),
         (("evolve", "--population", "1"), "population must be a whole number at least 2, not 1"),
@@ -99,8 +107,6 @@ def test_values(refused: Refused, tmp_path: Path, options: tuple[str, ...], word
 @pytest.mark.parametrize(
     "options, flag, edit",
     [
-        (("adaptive", "--form", "clip", "--control", "lloyd"), "--form", "give the other form"),
-        (("adaptive", "--form", "codebook", "--control", "mse"), "--form", "give the other form"),
         (("accumulator", "--mirror"), "--mirror", "give --epochs 4, say"),
         (
             ("cluster", "--mirror", "--epochs", "0", "--tune-epochs", "0"),
