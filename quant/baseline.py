@@ -210,9 +210,9 @@ def _layer_plan(
         calibration=config.weights,
         what=f"the weights of layer {node.name}",
         finest=finest - source_frac,
-        error=lambda f: inputs.squared_error(f, corrected=corrected),
+        error=lambda f: inputs.squared_error(inputs.rounding(f), corrected=corrected),
     )
-    values = node.bias - inputs.mean_error(form) if corrected else node.bias
+    values = node.bias - inputs.mean_error(inputs.rounding(form)) if corrected else node.bias
     step = None
     if values.any():
         step = choose_format(

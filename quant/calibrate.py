@@ -81,30 +81,38 @@ class LayerInputs:
         self.total = self.total + values.sum(0, keepdim=True)
         self.count += len(values)
 
-    def _error(self, form: Fixed, inputs: Tensor) -> Tensor:
-        """What rounding the weights adds to the outputs ``(n, out, positions)``."""
+    def rounding(self, form: Fixed) -> Floats:
+        """What rounding to a format adds to the weights."""
         weight = self.node.weight
-        error = decode(quantize_to(weight, form), form) - weight
-        layer = replace(self.node, weight=error, bias=np.zeros(len(weight)))
-        return layer.evaluate(inputs).reshape(len(inputs), len(weight), -1)
+        return decode(quantize_to(weight, form), form) - weight
 
-    def squared_error(self, form: Fixed, *, corrected: bool) -> float:
-        """Sum of squares of what rounding the weights to ``form`` adds to the outputs.
+    def _outputs(self, change: Floats, inputs: Tensor) -> Tensor:
+        """What a change of the weights adds to the outputs ``(n, out, positions)``."""
+        layer = replace(self.node, weight=change, bias=np.zeros(len(change)))
+        return layer.evaluate(inputs).reshape(len(inputs), len(change), -1)
 
-        ``corrected``: without each channel's mean, which the bias can make up for.
+    def squared_error(self, change: Floats, *, corrected: bool) -> float:
+        """Sum of squares of what a change of the weights adds to the outputs.
+
+        Parameters
+        ----------
+        change : float64 array
+            In the shape of the weights.
+        corrected : bool
+            Without each channel's mean, which the bias can make up for.
         """
-        error = self._error(form, torch.cat(self.kept))
+        error = self._outputs(change, torch.cat(self.kept))
         if corrected:
             error = error - error.mean((0, 2), keepdim=True)
         return float(error.square().sum())
 
-    def mean_error(self, form: Fixed) -> Floats:
-        """Mean over images and positions of what rounding the weights adds, ``(out,)``.
+    def mean_error(self, change: Floats) -> Floats:
+        """Mean over images and positions of what a change of the weights adds, ``(out,)``.
 
         A layer without its bias is linear, so that the mean input gives the mean error.
         """
         assert isinstance(self.total, Tensor)
-        mean: Floats = self._error(form, self.total / self.count).mean((0, 2)).numpy()
+        mean: Floats = self._outputs(change, self.total / self.count).mean((0, 2)).numpy()
         return mean
 
 

@@ -129,7 +129,7 @@ def layer_plan(
         return found
 
     def error(step: float) -> float:
-        return _errors(inputs, codes_at(step) * step - node.weight)[0]
+        return inputs.squared_error(codes_at(step) * step - node.weight, corrected=True)
 
     step = min(_steps(layer.levels, high, power_of_two=power_of_two), key=error)
     codes = codes_at(step)
@@ -138,7 +138,7 @@ def layer_plan(
         codes=codes,
         width=width,
         scale=tensor_scale(step),
-        bias=node.bias - _errors(inputs, codes * step - node.weight)[1],
+        bias=node.bias - inputs.mean_error(codes * step - node.weight),
         bias_width=bias_bits,
         codebook=tuple(entries) if entry_bits else None,
     )
@@ -151,21 +151,6 @@ def _steps(levels: Floats, high: int, *, power_of_two: bool) -> list[float]:
     if not power_of_two:
         return [float(step) for step in steps]
     return sorted({power_of_two_step(float(step)) for step in steps}, reverse=True)
-
-
-def _errors(inputs: LayerInputs, change: Floats) -> tuple[float, Floats]:
-    """What a change of the weights does to the outputs: the sum of squares about each channel's
-    mean, on the images that are kept, and that mean over all images, ``(out,)``."""
-    node = replace(inputs.node, weight=change, bias=np.zeros(len(change)))
-
-    def outputs(x: Tensor) -> Tensor:
-        return node.evaluate(x).reshape(len(x), len(change), -1)
-
-    found = outputs(torch.cat(inputs.kept))
-    centred = found - found.mean((0, 2), keepdim=True)
-    assert isinstance(inputs.total, Tensor)
-    mean: Floats = outputs(inputs.total / inputs.count).mean((0, 2)).numpy()
-    return float(centred.square().sum()), mean
 
 
 def tuning_map(layer: ClusteredLayer, plan: LayerPlan) -> TensorMap:

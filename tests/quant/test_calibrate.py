@@ -72,12 +72,14 @@ def test_errors_of_rounded_weights_are_those_of_the_outputs(
     bias = torch.tensor(node.bias)
     made = torch.nn.functional.conv2d(padded, rounded, bias, (stride, stride), groups=groups)
     error = (made - exact).numpy()
-    np.testing.assert_allclose(layer.mean_error(form), error.mean((0, 2, 3)), atol=1e-12)
+    np.testing.assert_allclose(
+        layer.mean_error(layer.rounding(form)), error.mean((0, 2, 3)), atol=1e-12
+    )
     kept = error[:: layer.every]
-    plain = layer.squared_error(form, corrected=False)
+    plain = layer.squared_error(layer.rounding(form), corrected=False)
     np.testing.assert_allclose(plain, (kept**2).sum(), rtol=1e-9)
     centred = kept - kept.mean((0, 2, 3), keepdims=True)
-    corrected = layer.squared_error(form, corrected=True)
+    corrected = layer.squared_error(layer.rounding(form), corrected=True)
     np.testing.assert_allclose(corrected, (centred**2).sum(), rtol=1e-9)
     assert layer.every > 1
     assert corrected < plain
