@@ -2,7 +2,7 @@
 
 LeNet-5 on CIFAR-10 images; both on the same number of threads, PyTorch at its best batch size. All
 is measured in turn, round by round, and the best round counts, as other processes only ever slow a
-round down. Exits with status 1 where an evaluation takes longer than it should.
+round down. Each target is told as met or missed; exits with status 1 where one is missed.
 """
 
 from __future__ import annotations
@@ -192,16 +192,23 @@ def measure(bench: Bench, rounds: int) -> dict[str, Any]:
     }
 
 
-def missed(found: dict[str, Any]) -> list[str]:
-    """What takes longer than it should."""
-    out = []
-    if found["full_ratio"] > FULL:
-        out.append(f"a full evaluation takes more than {FULL} forward passes")
-    if found["layerwise_ratio"] > LAYERWISE:
-        out.append(f"a layer-wise evaluation takes more than {LAYERWISE} forward passes")
+def verdicts(found: dict[str, Any]) -> list[tuple[str, bool]]:
+    """What is asked of the judge, with what was measured, and whether it is met."""
+    full, layerwise = found["full_ratio"], found["layerwise_ratio"]
+    out = [
+        (f"a full evaluation: {full:.2f} forward passes, at most {FULL}", full <= FULL),
+        (
+            f"a layer-wise search: {layerwise:.2f} forward passes an evaluation, at most {LAYERWISE}",
+            layerwise <= LAYERWISE,
+        ),
+    ]
     for layer, row in list(found["layers"].items())[1:]:
-        if row["time_ratio"] > LATER * row["mac_ratio"] + FIXED:
-            out.append(f"changing {layer} costs more than its share of the multiplications")
+        most = LATER * row["mac_ratio"] + FIXED
+        text = (
+            f"{layer} changed: {row['time_ratio']:.3f} of a full evaluation's time for"
+            f" {row['mac_ratio']:.3f} of its multiplications, at most {most:.3f}"
+        )
+        out.append((text, row["time_ratio"] <= most))
     return out
 
 
@@ -260,10 +267,10 @@ def main() -> int:
     show(found)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
-    problems = missed(found)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    return 1 if problems else 0
+    results = verdicts(found)
+    for text, met in results:
+        print(f"{'met' if met else 'missed'}: {text}")
+    return 0 if all(met for _, met in results) else 1
 
 
 if __name__ == "__main__":
