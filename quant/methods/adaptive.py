@@ -24,9 +24,10 @@ from quant.config import LayerBits, QuantConfig
 from quant.formats import Floats
 from quant.graph import FloatGraph
 from quant.judge import Judge, Score
+from quant.methods.adaptive_coders import Form, Start
 from quant.methods.adaptive_forward import Forward, one_thread
-from quant.methods.adaptive_genes import Form, Genome, Start
-from quant.methods.adaptive_options import ALONE, STARTS, AdaptiveOptions, Control
+from quant.methods.adaptive_genes import Genome
+from quant.methods.adaptive_options import ALONE, STARTS, AdaptiveOptions, Control, Ranking
 from quant.methods.adaptive_strategy import RandomSearch, Strategy
 from quant.methods.linear import CALIBRATION_IMAGES
 from quant.methods.result import Result, compare
@@ -36,7 +37,7 @@ from quant.progress import Progress, Silent
 from quant.splits import Splits
 from quant.state import SearchState, graph_digest
 
-__all__ = ["AdaptiveOptions", "Control", "Form", "adaptive"]
+__all__ = ["AdaptiveOptions", "Control", "Form", "Ranking", "adaptive"]
 
 
 FINALISTS = 8
@@ -67,9 +68,10 @@ class _Run:
     """A search under way.
 
     ``kept`` holds the best networks so far with their genes, best first; ``history`` the best so
-    far whenever it changed: evaluations, accuracy and loss.
+    far whenever it changed: evaluations, accuracy and loss. ``ranking`` says what is best.
     """
 
+    ranking: Ranking
     genome: Genome
     assembler: Assembler
     judge: Judge
@@ -89,21 +91,29 @@ class _Run:
             score = self.judge.score(self.assembler.assemble(self.genome.plan(genes)))
             scores.append(score)
             self.evaluations += 1
-            if not self.kept or score > self.score:
+            if not self.kept or self._key(score) > self._key(self.score):
                 self.history.append({"evaluations": self.evaluations, **_score(score)})
             if all(score != other for other, _ in self.kept):  # else most likely the same network
-                self.kept = _sorted([*self.kept, (score, genes.copy())])[:FINALISTS]
+                self.kept.append((score, genes.copy()))
+                self.kept.sort(key=lambda entry: self._key(entry[0]), reverse=True)
+                del self.kept[FINALISTS:]
         # Of equals the earlier one is first.
-        order = sorted(range(len(scores)), key=lambda i: scores[i], reverse=True)
+        order = sorted(range(len(scores)), key=lambda i: self._key(scores[i]), reverse=True)
         return order, scores
 
+    def _key(self, score: Score) -> tuple[float, float]:
+        """What is greater for a better score."""
+        if self.ranking is Ranking.LOSS:
+            return -score.loss, score.correct
+        return score.correct, -score.loss
+
     def choose(self, judge: Judge) -> tuple[Floats, Score]:
-        """The best of the kept ones on more images, and its score there."""
+        """The most accurate of the kept ones on more images, and its score there."""
         scored = [
             (judge.score(self.assembler.assemble(self.genome.plan(genes))), genes)
             for _, genes in self.kept
         ]
-        score, genes = _sorted(scored)[0]
+        score, genes = max(scored, key=lambda entry: entry[0])  # of equals the earlier one
         return genes, score
 
     def record(self) -> dict[str, Any]:
@@ -115,11 +125,6 @@ class _Run:
         """Go on where another left off."""
         self.evaluations, self.history = record["evaluations"], list(record["history"])
         self.kept = [(Score(**s), g) for s, g in zip(record["scores"], kept, strict=True)]
-
-
-def _sorted(scored: list[tuple[Score, Floats]]) -> list[tuple[Score, Floats]]:
-    """Best first; of equals the earlier one."""
-    return sorted(scored, key=lambda entry: entry[0], reverse=True)
 
 
 def _score(score: Score) -> dict[str, float]:
@@ -139,10 +144,10 @@ def adaptive(
 ) -> Result:
     """Quantise weights and biases to a fixed width by an evolution strategy, or by a control.
 
-    Candidates are ranked by their accuracy on the search set, equals by cross-entropy. The search
-    starts from known quantisers, which are evaluated first. The eight best networks of all are
-    compared on the whole search set, where the search looked at a part of it, and the best of them
-    is the result.
+    The search starts from known quantisers, which are evaluated first. Candidates are ranked by
+    their cross-entropy on the search images, or a part of them: accuracy alone is coarse, and
+    choosing by it chooses chance. The eight best networks of all are compared on the whole search
+    set, and the most accurate of them, equals by cross-entropy, is the result.
 
     Parameters
     ----------
@@ -180,6 +185,7 @@ def adaptive(
     assembler = Assembler(whole)
     genome = _genome(assembler, splits, options)
     run = _Run(
+        ranking=options.ranking,
         genome=genome,
         assembler=assembler,
         judge=Judge(splits.search_images[:images], splits.search_labels[:images]),
@@ -213,12 +219,11 @@ def adaptive(
     return compare("adaptive", whole, network, splits, record, plan=plan)
 
 
-def _begin(options: AdaptiveOptions) -> tuple[Form, tuple[Start, ...]]:
-    """The form of the candidates, and the quantisers that the search begins with."""
+def _starts(options: AdaptiveOptions) -> tuple[Start, ...]:
+    """The quantisers that the search begins with."""
     if options.control is not None and options.control in ALONE:
-        form, start = ALONE[options.control]
-        return form, (start,)
-    return options.form, STARTS[options.form]
+        return (ALONE[options.control][1],)
+    return STARTS[options.searched_form]
 
 
 @one_thread()
@@ -244,9 +249,9 @@ def _genome(assembler: Assembler, splits: Splits, options: AdaptiveOptions) -> G
         forward,
         sources,
         seen.layers,
-        form=_begin(options)[0],
+        form=options.searched_form,
         bits=options.bits,
-        entry_bits=options.entry_bits,
+        entry_bits=options.entries,
         correct=options.correct_biases,
         fitted=options.control is not Control.LLOYD,
     )
@@ -261,7 +266,7 @@ def _search(
     with progress.steps("adaptive quantisation", budget) as advance:
         found = saved.load()
         if found is None:
-            starts = _begin(options)[1][:budget]
+            starts = _starts(options)[:budget]
             _, scores = run.rank([run.genome.start(kind) for kind in starts])
             reached = {k.value: _score(s) for k, s in zip(starts, scores, strict=True)}
             search = _searcher(run, options)
@@ -285,16 +290,23 @@ def _search(
 
 
 def _searcher(run: _Run, options: AdaptiveOptions) -> Search:
-    """What proposes candidates, from the best start."""
-    best = run.kept[0][1]
+    """What proposes candidates, from the best starts."""
+    sets, directions = run.genome.sets, run.genome.directions
     if options.control is not None:
-        return RandomSearch(mean=best, offspring=options.offspring, step=options.step)
+        return RandomSearch(
+            mean=run.kept[0][1],
+            sets=sets,
+            directions=directions,
+            offspring=options.offspring,
+            step=options.first_step,
+        )
     return Strategy(
-        mean=best,
-        sets=run.genome.sets,
-        parents=options.parents,
+        starts=np.array([genes for _, genes in run.kept]),
+        sets=sets,
+        directions=directions,
+        parents=options.mu,
         offspring=options.offspring,
-        step=options.step,
+        step=options.first_step,
     )
 
 

@@ -14,11 +14,32 @@ from quant.formats import Floats
 
 __all__ = ["RandomSearch", "Strategy"]
 
-CHANGED = 0.3
-"""Chance of each set of genes to change in an offspring; one at least does."""
+CHANGED = 0.1
+"""Chance of each set of genes to change in an offspring besides the one that always does: few
+changes at a time tell which of them was good."""
 
-NARROWEST, WIDEST = 0.01, 4.0
-"""Limits of a step, as multiples of the first one, so that none dies out or runs away."""
+FIRST = (0.1, 3.0)
+"""Range of the first steps, as multiples of the one asked for: layers bear very different ones."""
+
+NARROWEST, WIDEST = 0.1, 4.0
+"""Limits of a step, as multiples of the one asked for, so that none changes nothing or runs away."""
+
+
+def noise(rng: np.random.Generator, sets: NDArray[np.int64], directions: Floats) -> Floats:
+    """A change ``(n,)`` of all genes: each its own, and sets along their directions as a whole.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    sets : int64 array
+        ``(n,)``: the set of each gene.
+    directions : float64 array
+        ``(d, n)``: changes of all genes of a set together, each set along each by a normal amount.
+    """
+    change = rng.standard_normal(len(sets))
+    for direction in directions:
+        change += rng.standard_normal(int(sets.max(initial=0)) + 1)[sets] * direction
+    return change
 
 
 @dataclass(kw_only=True, eq=False)
@@ -29,26 +50,32 @@ class Strategy:
     the parents, the better ones more often: weights fall with the logarithm of the rank (those of
     Hansen and Ostermeier 2001). It then changes some of its sets: first their steps, then their
     genes with the new steps, so that steps which lead to good offspring stay (Schwefel 1977, Beyer
-    and Schwefel 2002). The best offspring are the next parents.
+    and Schwefel 2002). A set's first step is drawn from a wide range. The best offspring are the next
+    parents.
 
-    Sets are taken whole, not averaged, because rounding makes the error of a layer as rugged as it
-    is: the mean of two good layers is rounded anew and is most often neither. The first offspring is
-    the best parent itself, which costs nothing where the judge remembers it.
+    The first parents are the best of the known quantisers, so that the first generations also try
+    layers of one with layers of another. Sets are taken whole, not averaged, because rounding makes
+    the error of a layer as rugged as it is: the mean of two good layers is rounded anew and is most
+    often neither. The first offspring is the best parent itself, which costs nothing where the judge
+    remembers it.
 
     Parameters
     ----------
-    mean : float64 array
-        ``(n,)``: where the search starts.
+    starts : float64 array
+        ``(k, n)``: genes of the first parents, best first, at least one.
     sets : int64 array
         ``(n,)``: the set of each gene, from 0.
+    directions : float64 array
+        ``(d, n)``: see :func:`noise`.
     parents, offspring : int
         mu and lambda, ``1 <= mu < lambda``.
     step : float
-        First standard deviation of every gene.
+        About the first standard deviation of a gene: up to ten times less, three times more.
     """
 
-    mean: Floats
+    starts: Floats
     sets: NDArray[np.int64]
+    directions: Floats
     parents: int
     offspring: int
     step: float
@@ -57,8 +84,9 @@ class Strategy:
     _asked: list[tuple[Floats, Floats]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self.genes = self.mean[None].copy()
-        self.logs = np.zeros((1, int(self.sets.max(initial=0)) + 1))
+        self.genes = self.starts[: self.parents].copy()
+        # Not a number until the set changes for the first time.
+        self.logs = np.full((len(self.genes), int(self.sets.max(initial=0)) + 1), np.nan)
 
     def ask(self, rng: np.random.Generator) -> list[Floats]:
         """The genes of the next generation, ``offspring`` arrays ``(n,)``."""
@@ -78,9 +106,11 @@ class Strategy:
         # The usual learning rates: one for all steps together, one for each.
         common, single = 1 / sqrt(2 * sets), 1 / sqrt(2 * sqrt(sets))
         change = common * rng.standard_normal() + single * rng.standard_normal(sets)
-        logs = np.where(changed, np.clip(logs + change, log(NARROWEST), log(WIDEST)), logs)
+        first = rng.uniform(*np.log(FIRST), sets)
+        varied = np.where(np.isnan(logs), first, logs + change)
+        logs = np.where(changed, np.clip(varied, log(NARROWEST), log(WIDEST)), logs)
         steps = np.where(changed, self.step * np.exp(logs), 0.0)[self.sets]
-        return genes + steps * rng.standard_normal(len(genes)), logs
+        return genes + steps * noise(rng, self.sets, self.directions), logs
 
     def tell(self, order: Sequence[int]) -> None:
         """Take over the best of the generation.
@@ -108,18 +138,20 @@ class Strategy:
 class RandomSearch:
     """Samples around one point, nothing learned: what a strategy must beat.
 
-    The parameters are those of :class:`Strategy`; a generation only sets how often the search is
-    saved.
+    The parameters are those of :class:`Strategy`, ``mean`` ``(n,)`` being the best start; a
+    generation only sets how often the search is saved.
     """
 
     mean: Floats
+    sets: NDArray[np.int64]
+    directions: Floats
     offspring: int
     step: float
 
     def ask(self, rng: np.random.Generator) -> list[Floats]:
-        """Independent samples, the spread of each drawn too: up to three times the first step."""
-        spreads = self.step * np.exp(rng.uniform(log(0.1), log(3.0), self.offspring))
-        return [self.mean + s * rng.standard_normal(len(self.mean)) for s in spreads]
+        """Independent samples, the spread of each drawn from the range of the strategy's first."""
+        spreads = self.step * np.exp(rng.uniform(*np.log(FIRST), self.offspring))
+        return [self.mean + s * noise(rng, self.sets, self.directions) for s in spreads]
 
     def tell(self, order: Sequence[int]) -> None:
         """Learn nothing."""

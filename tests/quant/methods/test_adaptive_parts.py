@@ -18,8 +18,9 @@ from quant.config import LayerBits, QuantConfig
 from quant.datasets import load_dataset
 from quant.formats import Floats
 from quant.graph import Conv, FloatGraph, Linear
+from quant.methods.adaptive_coders import Clip, Codebook, Start
 from quant.methods.adaptive_forward import Forward
-from quant.methods.adaptive_genes import Clip, Codebook, Layer, Start
+from quant.methods.adaptive_genes import Layer
 from quant.methods.adaptive_moments import moments
 
 
