@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ EXPECTED: Mapping[int, tuple[float, float | None]] = {
     12: (0.05, 0.05),
 }
 """Largest drops asked for: without and with fine-tuning. At 12 bits fine-tuning may be used."""
+
+NOTHING = 0.0005
+"""A drop below which all networks are alike."""
 
 AFTER = ("tuned",)
 ROWS = ("control", "pairs", "post-training", "tuned")
@@ -113,8 +116,7 @@ def _verdict(result: Mapping[str, Any], drops: Mapping[str, float]) -> str:
     elif tuned is not None and "tuned" in drops:
         parts.append((result["test"]["drop"], tuned, "fine-tuned"))
     return "; ".join(
-        f"{what} at most {points(limit, 1)}: {'met' if drop <= limit else 'missed'}"
-        for drop, limit, what in parts
+        f"{what} at most {points(limit, 1)}: {_word(drop <= limit)}" for drop, limit, what in parts
     )
 
 
@@ -163,11 +165,41 @@ def report(results: Mapping[str, dict[str, Any]], out: Path) -> str:
             "\n\n\\* The network was trained on its search images, or may have been: its accuracy on"
             " them is no estimate for new images."
         )
+    text += "\n\n" + "\n".join(_expectations(list(results.values())))
     text += _wraps(results)
     for network in dict.fromkeys(result["network"] for result in results.values()):
         name = _plot(network, [r for r in results.values() if r["network"] == network], out)
         text += f"\n\n![Drops of {network} by accumulator width]({name})"
     return text
+
+
+def _expectations(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is asked of the method as a whole, computed from all cells."""
+    mine = [r for r in results if r["options"]["bound"] == Bound.WEIGHTS.value]
+    lines = []
+    for bits in sorted({r["options"]["bits"] for r in mine}, reverse=True):
+        alike = [(r, _drops(r)) for r in mine if r["options"]["bits"] == bits]
+        told = [
+            f"{r['network']} {points(drops['post-training'])} against {points(drops['control'])}"
+            for r, drops in alike
+        ]
+        # Where the control loses next to nothing there is nothing to beat but noise.
+        beaten = all(d["post-training"] < max(d["control"], NOTHING) for _, d in alike)
+        lines.append(
+            f"- {bits} bits, without fine-tuning less is lost than by the simple quantiser (up to"
+            f" {points(NOTHING)} points count as nothing): {'; '.join(told)}: {_word(beaten)}."
+        )
+    sure = [r for r in results if r["options"]["bound"] != Bound.CALIBRATED.value]
+    fit = all(r["accumulators"] <= r["options"]["bits"] for r in sure)
+    lines.append(
+        "- No accumulator of the networks under the bounds from formats and from weights is wider than"
+        f" P, by the exact interval of every channel: {_word(fit)}."
+    )
+    return lines
+
+
+def _word(met: bool) -> str:
+    return "met" if met else "missed"
 
 
 def _wraps(results: Mapping[str, dict[str, Any]]) -> str:
