@@ -80,9 +80,10 @@ class Layer:
         starts = [np.append(self.coder.start(kind), 0.0) for kind in self.coder.BEST]
         best = min(starts, key=self.error)
         least, step = self.error(best), 0.2
+        spread = np.append(np.ones(self.coder.size), 0.5 / BIAS_UNIT)  # most keep the biases' step
         rounds = self.coder.ROUNDS
         for _ in range(rounds if self.node.weight.size <= SMALL else rounds // 4):
-            genes = best + step * rng.standard_normal(len(best))
+            genes = best + step * spread * rng.standard_normal(len(best))
             error = self.error(genes)
             better = error < least
             if better:

@@ -154,13 +154,13 @@ class AdaptiveOptions:
 
     def _check_effects(self) -> None:
         """Refuse options that would change nothing."""
-        own = ALONE[self.control][0] if self.control in ALONE else None
-        if own is not None and self.form not in (None, own):
+        own = self.searched_form
+        if self.control in ALONE and self.form not in (None, own):
             raise BadInput(
-                f"the control {self.control.value} is of the form {own.value}, whatever form is asked"
-                f" for; leave form out, or give form={own}"
+                f"this control, {self.control}, is of the form {own.value} whatever form is asked for;"
+                f" leave form out, or give form={own}"
             )
-        if self.entry_bits is not None and self.searched_form is not Form.CODEBOOK:
+        if self.entry_bits is not None and own is not Form.CODEBOOK:
             raise BadInput(
                 f"entry_bits={self.entry_bits} changes nothing without a codebook: with the form"
                 " clip, what is stored is multiplied; leave entry_bits out, or give"

@@ -106,7 +106,7 @@ class Strategy:
         # The usual learning rates: one for all steps together, one for each.
         common, single = 1 / sqrt(2 * sets), 1 / sqrt(2 * sqrt(sets))
         change = common * rng.standard_normal() + single * rng.standard_normal(sets)
-        first = rng.uniform(*np.log(FIRST), sets)
+        first = rng.uniform(log(FIRST[0]), log(FIRST[1]), sets)
         varied = np.where(np.isnan(logs), first, logs + change)
         logs = np.where(changed, np.clip(varied, log(NARROWEST), log(WIDEST)), logs)
         steps = np.where(changed, self.step * np.exp(logs), 0.0)[self.sets]
@@ -150,7 +150,7 @@ class RandomSearch:
 
     def ask(self, rng: np.random.Generator) -> list[Floats]:
         """Independent samples, the spread of each drawn from the range of the strategy's first."""
-        spreads = self.step * np.exp(rng.uniform(*np.log(FIRST), self.offspring))
+        spreads = self.step * np.exp(rng.uniform(log(FIRST[0]), log(FIRST[1]), self.offspring))
         return [self.mean + s * noise(rng, self.sets, self.directions) for s in spreads]
 
     def tell(self, order: Sequence[int]) -> None:

@@ -214,11 +214,11 @@ def test_eight_bits_lose_nothing_and_need_no_codebook() -> None:
         ({"control": Control.MSE, "entry_bits": 8}, "entry_bits=8 changes nothing"),
         (
             {"control": Control.LINEAR, "form": Form.CODEBOOK},
-            "the control linear is of the form clip",
+            "this control, Control.LINEAR, is of the form clip",
         ),
         (
             {"control": Control.LLOYD, "form": Form.CLIP},
-            "the control lloyd is of the form codebook",
+            "Control.LLOYD, is of the form codebook",
         ),
         (
             {"control": Control.RANDOM, "parents": 2},
@@ -260,12 +260,14 @@ def minimise(strategy: Strategy | RandomSearch, generations: int) -> float:
 def test_the_strategy_beats_its_start_and_random_search_on_a_quadratic() -> None:
     mean, sets = np.full(10, 1.0), np.array([0] * 5 + [1] * 5)
     start = 5 * (1 + 30.0**2)
-    given = {"sets": sets, "directions": np.zeros((0, 10)), "offspring": 12, "step": 0.15}
+    given = {"sets": sets, "directions": np.zeros((0, 10)), "offspring": 12, "step": 0.3}
     strategy = Strategy(starts=mean[None], parents=4, **given)
     found = minimise(strategy, 80)
     assert found < start / 1000
     assert found < minimise(RandomSearch(mean=mean, **given), 80) / 100
-    assert strategy.logs[0, 1] < strategy.logs[0, 0], "the steep genes' steps shrink more"
+    assert strategy.logs[:, 1].mean() < strategy.logs[:, 0].mean(), (
+        "the steep genes' steps shrink more"
+    )
 
 
 def test_a_strategy_restored_goes_on_alike() -> None:
