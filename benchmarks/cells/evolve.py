@@ -229,7 +229,11 @@ def _verdict(
         for layer, (weights, activations, factor) in found["chosen"]["genes"].items()
     )
     table = markdown_table(("NSGA-II", "expected", "reached", ""), rows)
-    return f"{table}\n\nIts weights/activations in bits and channel factors: {genes}."
+    return (
+        f"{table}\n\nIt is candidate {found['chosen']['place'] + 1} of {found['evaluations']}, of which"
+        " the first ones are points to start from. Its weights/activations in bits and channel"
+        f" factors: {genes}."
+    )
 
 
 def _in_time(network: str, out: Path) -> str:

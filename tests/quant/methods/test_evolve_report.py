@@ -27,7 +27,7 @@ def searched(kind: str, volume: float, test: float) -> dict[str, Any]:
         "evaluations": 2,
         "trials": [{"bits": 900, "error": 0.3}, {"bits": 2000, "error": 0.25}],
         "limit": {"max_bits": 1000},
-        "chosen": {"genes": {"conv1": [4, 8, 2.0]}},
+        "chosen": {"place": 1, "genes": {"conv1": [4, 8, 2.0]}},
     }
 
 
@@ -59,6 +59,7 @@ def test_every_expectation_is_met_or_missed(tmp_path: Path, timing: Any, verdict
     assert "| hypervolume above that of random search | 0.3000 | 0.4000 | met |" in text
     assert "| hypervolume above that of uniform widths | 0.4500 | 0.4000 | missed |" in text
     assert f"| minutes on 2 cores | 60 | - | {verdict} |" in text
+    assert "It is candidate 2 of 2" in text
     assert "conv1 4/8 x2" in text
     assert (tmp_path / f"evolve-{HEADLINE}.png").stat().st_size > 0
 
