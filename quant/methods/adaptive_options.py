@@ -163,8 +163,7 @@ class AdaptiveOptions:
         if self.entry_bits is not None and own is not Form.CODEBOOK:
             raise BadInput(
                 f"entry_bits={self.entry_bits} changes nothing without a codebook: with the form"
-                " clip, what is stored is multiplied; leave entry_bits out, or give"
-                " form=Form.CODEBOOK"
+                " clip, what is stored is multiplied; leave it out, or ask for the form codebook"
             )
         if self.parents is not None and self.control is not None:
             raise BadInput(

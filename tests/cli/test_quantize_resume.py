@@ -55,7 +55,7 @@ def test_an_interrupted_search_goes_on(run: Run, interrupted: Path, tmp_path: Pa
     "change, words",
     [
         (("--seed", "1"), r"seed 0 instead of 1"),
-        (("--entry-bits", "7"), "entry bits 8 instead of 7"),
+        (("--activation-bits", "7"), "activation bits 8 instead of 7"),
         (("--search-images", "100"), "other search set"),
     ],
 )
