@@ -63,7 +63,9 @@ class _Gone(Exception):
 _TROUBLE = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, _Gone)
 
 
-_LASTING = re.compile(r"authentication failed|no password supplied|database .* does not exist")
+_LASTING = re.compile(
+    r"authentication failed|no password supplied|database .* does not exist|readonly database"
+)
 """What servers say of themselves that waiting does not change."""
 
 
@@ -249,7 +251,7 @@ def open_study(
     if isinstance(storage, Path):
         ensure_folder(storage.parent)
         if not storage.exists():
-            _publish(storage, name, wanted, objectives, patience)
+            _publish(storage, name, wanted, objectives)
         _check_file(storage, name, wanted)
         url = f"sqlite:///file:{_quoted(storage)}?mode=rw&uri=true"
         try:
@@ -313,9 +315,7 @@ def _quoted(path: Path) -> str:
     return text
 
 
-def _publish(
-    path: Path, name: str, identity: Mapping[str, Any], objectives: int, patience: float
-) -> None:
+def _publish(path: Path, name: str, identity: Mapping[str, Any], objectives: int) -> None:
     """Make a study's file, whole or not at all; another worker's that comes first stays."""
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -324,7 +324,7 @@ def _publish(
         raise BadInput(f"cannot write {path}: {error.strerror}; give another folder") from error
     fresh = Path(temporary)
     try:
-        storage = PatientStorage(f"sqlite:///{fresh}", path=fresh, patience=patience)
+        storage = PatientStorage(f"sqlite:///{fresh}", path=fresh, patience=0.0)  # ours alone
         study = optuna.create_study(
             study_name=name, storage=storage, directions=[StudyDirection.MINIMIZE] * objectives
         )
@@ -336,6 +336,9 @@ def _publish(
         fresh.chmod(0o666 & ~mask)
         with suppress(FileExistsError):
             path.hardlink_to(fresh)
+    except BadInput as error:
+        reason = _reason(error.__cause__ or error)
+        raise BadInput(f"cannot write {path}: {reason}; free space or give another path") from error
     except OSError as error:
         raise BadInput(f"cannot write {path}: {error.strerror}; give another folder") from error
     finally:
