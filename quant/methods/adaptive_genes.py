@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ __all__ = ["Genome", "Layer"]
 
 BIAS_UNIT = 4.0
 """Doublings of the biases' step that a unit of its gene stands for."""
+
+REMEMBERED = 64
+"""Integer weights that a layer remembers: offspring take most layers from their parents."""
 
 SMALL = 5000
 """Weights of a layer that gets all rounds of the local search; larger ones get a quarter."""
@@ -40,10 +43,21 @@ class Layer:
     seen: LayerMoments
     bits: int
     source_frac: int
+    _known: dict[bytes, Coded] = field(init=False, repr=False, default_factory=dict)
 
     @property
     def size(self) -> int:
         return self.coder.size + 1
+
+    def weights(self, genes: Floats) -> Coded:
+        """The integer weights of the coder's genes."""
+        key = genes.tobytes()
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            found = self._known[key] = self.coder.weights(genes)
+        return found
 
     def bias_form(self, values: Floats, coded: Coded, calibration: Calibration) -> Fixed:
         """The format of biases in units of the accumulator's step."""
@@ -150,7 +164,7 @@ class Genome:
         coded, last, begin = {}, {}, 0
         for name, layer in self.layers.items():
             part = genes[begin : begin + layer.size]
-            coded[name], last[name] = layer.coder.weights(part[:-1]), float(part[-1])
+            coded[name], last[name] = layer.weights(part[:-1]), float(part[-1])
             begin += layer.size
 
         def form(name: str, values: Floats) -> Fixed:
