@@ -403,8 +403,9 @@ def finetune(
 def _check_images(graph: fg.FloatGraph, images: Any, labels: Any) -> None:
     shape = graph.input_shape
     if images.dtype != np.uint8 or images.shape[1:] != shape or len(images) == 0:
+        wanted = ", ".join(map(str, ("N", *shape)))
         raise BadInput(
-            f"fine-tuning needs raw training images, uint8 of shape {('N', *shape)} with N at"
+            f"fine-tuning needs raw training images, uint8 of shape ({wanted}) with N at"
             f" least 1, not {images.dtype} of shape {images.shape}"
         )
     if len(shape) != 3:

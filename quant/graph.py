@@ -209,8 +209,9 @@ class FloatGraph:
     def _images(self, images: ArrayLike | Tensor) -> Tensor:
         data = images if isinstance(images, Tensor) else torch.tensor(np.asarray(images))
         if tuple(data.shape[1:]) != self.input_shape or len(data) == 0:
+            wanted = ", ".join(map(str, ("N", *self.input_shape)))
             raise BadInput(
-                f"the network takes images of shape {('N', *self.input_shape)}, N at least 1, not"
+                f"the network takes images of shape ({wanted}), N at least 1, not"
                 f" {tuple(data.shape)}"
             )
         return data

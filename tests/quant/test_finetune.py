@@ -242,7 +242,7 @@ def test_refusals(tiny: FloatGraph, splits: Splits) -> None:
     images, labels = splits.train_images, splits.train_labels
     for changes, message in (
         ({"images": images[:0], "labels": labels[:0]}, "at least 1"),
-        ({"images": images[:, :, :16]}, r"shape \('N', 1, 32, 32\)"),
+        ({"images": images[:, :, :16]}, r"shape \(N, 1, 32, 32\)"),
         ({"images": images.astype(np.float32)}, "uint8"),
         ({"labels": labels[:5]}, "a label of 0 to 9"),
         ({"labels": labels + 1}, "a label of 0 to 9"),
