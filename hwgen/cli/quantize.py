@@ -274,7 +274,7 @@ def run(arguments: Arguments) -> int:
     from hwgen.flow.methods import drop_note, limit_message, quantize_by, result_rows, splits_of
 
     method = arguments.method
-    args.check_file(arguments.onnx)
+    _check_onnx(arguments.onnx, arguments.out)
     config, options = check(arguments)
     data = args.dataset(arguments)
     model = args.model(arguments, data)
@@ -312,6 +312,23 @@ def run(arguments: Arguments) -> int:
         print(f"hwgen quantize: {message}; the best network is in {arguments.out}", file=sys.stderr)
         return 1
     return 0
+
+
+def _check_onnx(path: Path | None, out: Path) -> None:
+    """Refuse an ONNX file that cannot be written; one in the output folder may come before it.
+
+    Raises
+    ------
+    BadInput
+    """
+    if path is None:
+        return
+    if path.resolve() == out.resolve():
+        raise BadInput(f"--onnx and --out are both {out}; give --onnx the name of a file, net.onnx")
+    if path.parent.resolve() != out.resolve() or path.is_dir():
+        args.check_file(path)
+    elif path.suffix != ".onnx":
+        raise BadInput(f"{path} lies among the files of the network; name it .onnx")
 
 
 def check(arguments: Arguments) -> tuple[QuantConfig | None, Any]:

@@ -15,7 +15,7 @@ from hwgen.cli import idle, parser, quantize
 from hwgen.flow import methods as flow_methods
 from hwgen.flow.methods import METHODS, options_class
 from quant.data.dataset import Dataset
-from tests.cli.conftest import contents
+from tests.cli.conftest import Run, contents
 from tests.cli.quantize_case import TINY, Refused
 
 # Options.
@@ -146,6 +146,19 @@ def test_idle_options_are_options() -> None:
     """A rule names an option of its method, or one that is not there yet would never be refused."""
     known = {(flag.name, method) for flag in quantize.FLAGS for method in flag.methods}
     assert {(rule.flag, rule.method) for rule in idle.RULES} <= known
+
+
+def test_where_onnx_may_go(run: Run, refused: Refused, tmp_path: Path) -> None:
+    out = tmp_path / "net"
+    text = refused(*TINY, "--out", out, "--onnx", out)
+    assert "give --onnx the name of a file" in text
+    text = refused(*TINY, "--out", out, "--onnx", out / "method.json")
+    assert "name it .onnx" in text
+    text = refused(*TINY, "--out", out, "--onnx", tmp_path / "none/net.onnx")
+    assert "is not there" in text
+    assert contents(tmp_path) == {}
+    assert run(*TINY, "--out", out, "--onnx", out / "net.onnx").status == 0
+    assert (out / "net.onnx").stat().st_size > 0
 
 
 def test_an_output_that_is_a_file(refused: Refused, tmp_path: Path) -> None:
