@@ -40,6 +40,15 @@ METHOD_FILE = "method.json"
 """What a method reports of a saved network, in the network's folder."""
 
 
+FIGURES = (
+    ("ratio", "times smaller than in float32", "{:.2f}"),
+    ("sparsity", "weights pruned", "{:.1%}"),
+    ("accumulators", "widest accumulator, bits", "{}"),
+    ("evaluations", "evaluations", "{:,}"),
+)
+"""What records may hold besides accuracies and cost: name, label and form."""
+
+
 def splits_of(model: Model, data: Dataset, search: int | None = None) -> Splits:
     """Training, search and test images for a model; see :meth:`.Splits.of`.
 
@@ -210,8 +219,11 @@ def result_rows(result: Result) -> list[tuple[str, ...]]:
         kept = (result.record.get("limit_met", True), test.relative <= allowed + 1e-12)
         told = (f"{allowed:.2%}, {'kept' if met else 'exceeded'}" for met in kept)
         rows.append(("drop allowed, relative", *told))
-    if "evaluations" in result.record:
-        rows.append(("evaluations", f"{result.record['evaluations']:,}"))
+    rows += [
+        (label, form.format(result.record[name]))
+        for name, label, form in FIGURES
+        if name in result.record
+    ]
     return rows
 
 
