@@ -38,7 +38,8 @@ HOPELESS = 2.0
 def quantize_to(values: Floats, form: Fixed) -> NDArray[np.int64]:
     """Codes of ``values``: nearest, ties up, saturated."""
     scaled = np.floor(np.ldexp(values, form.frac) + 0.5) + form.zero
-    return np.clip(scaled, form.low, form.high).astype(np.int64)
+    codes: NDArray[np.int64] = np.clip(scaled, form.low, form.high).astype(np.int64)
+    return codes
 
 
 def decode(codes: NDArray[np.int64], form: Fixed) -> Floats:

@@ -15,7 +15,7 @@ from hwgen.ir import INPUT, MacOp, Network, Op, TensorType
 from hwgen.ir.ops.base import Codes
 from quant.judge_cpu import CpuRunner
 from quant.judge_memory import Boundary, Digests, Memory, can_cut, live_tensors
-from quant.judge_runner import Job, Parts, Runner, stored_type
+from quant.judge_runner import Job, Parts, Runner, Take, stored_type
 
 __all__ = ["Judge", "Score", "score_outputs"]
 
@@ -161,8 +161,7 @@ class Judge:
             self.remembered += 1
             self._scores.move_to_end(whole)
             return self._missed(floor) if missed else known
-        self.evaluations += 1
-        self.full_macs += sum(_macs(op) for op in network.ops) * len(self._images)
+        self._count(network)
         start = self._start(network, prefixes)
         score = self._finish(network, start, floor)
         self._memory.saw(prefixes)
@@ -171,6 +170,28 @@ class Judge:
         if len(self._scores) > REMEMBERED:
             self._scores.popitem(last=False)
         return score
+
+    def outputs(self, network: Network) -> Codes:
+        """The codes ``(N, *shape)`` that a network makes of the images.
+
+        Raises
+        ------
+        BadInput
+            If the network takes other images.
+        """
+        network.check(self._images)
+        prefixes = self._digests.prefixes(network)
+        self._count(network)
+        start = self._start(network, prefixes)
+        codes = np.empty((len(self._images), *network.output_type.shape), dtype=np.int64)
+
+        def take(first: int, part: Codes) -> bool:
+            codes[first : first + len(part)] = part
+            return True
+
+        self._compute(network, start, take)
+        self._memory.saw(prefixes)
+        return codes
 
     def _missed(self, floor: int | None) -> Score:
         """The score of a network that misses a floor: the same whatever was computed of it, so that
@@ -219,6 +240,15 @@ class Judge:
         )
         return job, sum(_macs(op) for op in ops)
 
+    def _count(self, network: Network) -> None:
+        self.evaluations += 1
+        self.full_macs += sum(_macs(op) for op in network.ops) * len(self._images)
+
+    def _compute(self, network: Network, start: Boundary, take: Take) -> None:
+        """Compute a network from a boundary on, and hand out its codes."""
+        job, work = self._job(network, start.place, len(network.ops), (network.output,))
+        self.macs += work * self._runner.outputs(job, self._tensors(start), take)
+
     def _finish(self, network: Network, start: Boundary, floor: int | None) -> Score:
         """The score, from the activations of a boundary on."""
         total = len(self._images)
@@ -234,8 +264,7 @@ class Judge:
             return wrong <= allowed
 
         if allowed >= 0:
-            job, work = self._job(network, start.place, len(network.ops), (network.output,))
-            self.macs += work * self._runner.outputs(job, self._tensors(start), take)
+            self._compute(network, start, take)
         if wrong > allowed:
             return self._missed(floor)
         return score_outputs(codes, self._labels, network.output_type.scale)

@@ -19,8 +19,9 @@ IMPROVED = LayerwiseOptions(tries=60)
 PAPER = LayerwiseOptions(mode=LayerwiseMode.PAPER)
 NEAR = replace(IMPROVED, tolerance=0.009)
 """Nearer to the limit of 1 %: 10,000 images that search does not choose by confirm the network."""
-DEEP = LayerwiseOptions(tries=24, images=4_000)
-"""For networks of tens of millions of multiply-accumulates an image."""
+DEEP = LayerwiseOptions(tries=24, images=4_000, tolerance=0.005)
+"""For networks of tens of millions of multiply-accumulates an image. Fewer images judge, so that what
+search finds is luckier on them: it keeps further from the limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,11 @@ class Study:
         Whether the search sees the test images, as the paper's did.
     expected : tuple of float, optional
         Savings of memory and of multiplications (own output width) that are expected.
+    within : float, optional
+        How much less still counts as met; None where only the figures are given, because the images
+        are not the paper's.
+    above : bool
+        Whether the expectation is to save more than ``expected``, not as much.
     """
 
     network: str
@@ -44,10 +50,20 @@ class Study:
     options: LayerwiseOptions
     on_test: bool = False
     expected: tuple[float, float] | None = None
+    within: float | None = 0.0
+    above: bool = False
 
     @property
     def name(self) -> str:
         return f"layerwise-{self.network}-{self.label}"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What decides the result."""
+        options = self.options.table()
+        if self.options.mode is LayerwiseMode.PAPER:
+            del options["multiplications"]  # the paper's walk knows no such weight
+        return {"options": options, "on_test": self.on_test}
 
 
 FULL = (
@@ -56,21 +72,35 @@ FULL = (
     Study(network="lenet5-cifar10", label="improved", options=NEAR, expected=(0.48, 0.68)),
     Study(network="lenet5-cifar10", label="shifts", options=replace(NEAR, multipliers=False)),
     Study(network="lenet5-cifar10", label="paper", options=PAPER),
-    Study(network="goyal-mnist", label="improved", options=DEEP, expected=(0.627, 0.849)),
+    Study(
+        network="goyal-mnist",
+        label="improved",
+        options=DEEP,
+        expected=(0.627, 0.849),
+        above=True,
+    ),
     Study(
         network="goyal-mnist",
         label="reproduction",
         options=PAPER,
         on_test=True,
         expected=(0.627, 0.849),
+        within=0.03,
     ),
-    Study(network="goyal-cifar10", label="improved", options=DEEP, expected=(0.446, 0.572)),
+    Study(
+        network="goyal-cifar10",
+        label="improved",
+        options=DEEP,
+        expected=(0.446, 0.572),
+        above=True,
+    ),
     Study(
         network="goyal-cifar10",
         label="reproduction",
         options=replace(PAPER, images=2_500),
         on_test=True,
         expected=(0.446, 0.572),
+        within=None,
     ),
     Study(network="resnet8-cifar10", label="improved", options=DEEP),
 )
@@ -88,7 +118,7 @@ def cells(quick: bool) -> list[Cell]:
         Cell(
             name=study.name,
             run=partial(_run, study=study),
-            config={"options": study.options.table(), "on_test": study.on_test},
+            config=study.config,
         )
         for study in (QUICK if quick else FULL)
     ]
@@ -96,7 +126,7 @@ def cells(quick: bool) -> list[Cell]:
 
 def _run(cases: Cases, *, study: Study) -> dict[str, Any]:
     case = cases.case(study.network)
-    state = cases.state(study.name, study.options.table(), study.on_test)
+    state = cases.state(study.name, study.config)
     result = layerwise(
         case.graph,
         preprocess=case.preprocess,
@@ -127,21 +157,24 @@ def report(results: Mapping[str, dict[str, Any]], out: Path) -> str:
     studies = {study.name: study for study in (*FULL, *QUICK)}
     rows = []
     for name, result in results.items():
-        expected = studies[name].expected if name in studies else None
+        study = studies.get(name)
+        expected = study.expected if study else None
         counted = result.get("paper_cost")
         cost = result["cost"]
         paper = (counted["memory_saved"], counted["multiplication_saved"]) if counted else None
+        saved = paper or (cost["memory_saved"], cost["output_product_saved"])
         search = "test" if result["tuned_on_test"] else "search"
         seen = " *" if result["search"]["seen_in_training"] else ""
         rows.append(
             (
                 f"{result['network']}, {result['label']}",
-                percent(paper[0] if paper else cost["memory_saved"], 1),
-                percent(paper[1] if paper else cost["output_product_saved"], 1),
+                percent(saved[0], 1),
+                percent(saved[1], 1),
                 percent(None if paper else cost["input_product_saved"], 1),
                 "-"
                 if expected is None
                 else f"{percent(expected[0], 1)}, {percent(expected[1], 1)}",
+                _verdict(study, saved, result),
                 f"{percent(result['search_drop'])} ({search}){seen}",
                 percent(result["test"]["float"]),
                 percent(result["test"]["relative_drop"]),
@@ -151,7 +184,7 @@ def report(results: Mapping[str, dict[str, Any]], out: Path) -> str:
         )
     header = (
         *("network, setting", "memory saved", "multiplication saved, own output width"),
-        *("true input width", "expected, first two", "relative drop judged on"),
+        *("true input width", "expected, first two", "expectation", "relative drop judged on"),
         *("float, test", "relative drop, test, integer", "limit met", "evaluations"),
     )
     text = INTRODUCTION + markdown_table(header, rows)
@@ -166,13 +199,44 @@ def report(results: Mapping[str, dict[str, Any]], out: Path) -> str:
     return text + "\n\n![Savings over the networks judged](layerwise.png)"
 
 
+def _verdict(study: Study | None, saved: tuple[float, float], result: Mapping[str, Any]) -> str:
+    """Whether a result is as expected: its savings, and its drop, counted as the paper counts it where
+    the paper's walk is told."""
+    if study is None or study.expected is None:
+        return "-"
+    if study.within is None:
+        return "told only"
+    tuned = result["tuned_on_test"]
+    drop = result["judged_drop"] if tuned else result["test"]["relative_drop"]
+    missed = []
+    for what, found, wanted in zip(
+        ("memory", "multiplications"), saved, study.expected, strict=True
+    ):
+        least = wanted - study.within
+        if not (found > least if study.above else found >= least):
+            missed.append(what)
+    if drop > LIMIT:
+        missed.append("drop on test")
+    if missed:
+        return f"missed: {' and '.join(missed)}"
+    return f"met: within {100 * study.within:g} points" if study.within else "met"
+
+
+LIMIT = 0.01
+"""The largest relative drop that the paper, and what is expected, allows."""
+
 INTRODUCTION = (
     "Savings against 8 bits for every weight, bias and output activation. `improved`: integer networks,"
     " chosen on search images; memory counts every stored constant, multipliers and shifts of channels"
     " included. `shifts`: the same with scales of weights that are powers of two. `paper`: the paper's"
     " formats and walk, judged on the float network with rounded tensors and counted as the paper does."
     " **`reproduction`: `paper`, tuned and reported on the test images, as the paper did;** its drops"
-    " are no estimate for new images. Drops are relative to the float network's accuracy.\n\n"
+    " are no estimate for new images; on CIFAR-10 the first 2,500 test images tune. Drops are relative"
+    " to the float network's accuracy. An expectation is met where the savings are (`improved` of the"
+    " paper's own networks: more than the paper's; `reproduction` on MNIST: at most 3 points less) and"
+    " the relative drop on the test images is at most 1%, for a reproduction that of the float network"
+    " with rounded tensors, which the paper has. The CIFAR-10 images of the paper's network are not the"
+    " paper's (JPEG), so that its reproduction is told only.\n\n"
 )
 
 

@@ -54,7 +54,7 @@ SCORED_MACS = 10**11
 FITTED_MACS = 10**10
 """Multiply-accumulates of the images to which weights are fitted."""
 
-PROBED_MACS = 2 * 10**10
+PROBED_MACS = 10**10
 """Multiply-accumulates of the images that sensitivities are measured on."""
 
 FEWEST_TRAINING = 20
@@ -104,6 +104,9 @@ class LayerwiseOptions:
         channel; else they are powers of two where no batch norm brings multipliers.
     scale_bits : int
         Improved: most bits of a multiplier, 2 to 24.
+    multiplications : float
+        Improved: what the cost of multiplications counts against memory, each as a fraction of 8
+        bits'.
     presume : bool
         Paper: stop counting, from the images that are hardest for the float network on, where 1,000
         in a row brought no new miss.
@@ -123,6 +126,7 @@ class LayerwiseOptions:
     bias_bits: int = 8
     multipliers: bool = True
     scale_bits: int = 10
+    multiplications: float = 0.8
     presume: bool = True
 
     def __post_init__(self) -> None:
@@ -142,6 +146,9 @@ class LayerwiseOptions:
                 f"tolerance must be at most max_drop, {self.max_drop}, not {self.tolerance}; lower"
                 " it or raise max_drop"
             )
+        weight = self.multiplications
+        if not (isfinite(weight) and weight >= 0):
+            raise BadInput(f"multiplications must be a weight of at least 0, not {weight}")
         for name, low, high in (
             ("images", 10, None),
             ("calibration", 1, None),
@@ -353,7 +360,7 @@ def _improved(
     control_accuracy = float_accuracy(graph, *others)
     search = Search(
         evaluations=evaluations,
-        price=Price(space),
+        price=Price(space, options.multiplications),
         floor=_floor(exact, count, options.limit),
         control_floor=_floor(control_accuracy, control, options.limit),
         tries=options.tries,

@@ -28,6 +28,9 @@ __all__ = ["Norm", "find_norms"]
 SAMPLES = 2_000
 """Values of a channel by which a format is chosen."""
 
+FINEST = 128
+"""Places of 0 that are tried in the lower half of a format's codes."""
+
 HALVINGS = 4
 """Ranges that are tried, each half the one before, from the one without saturation on."""
 
@@ -91,7 +94,7 @@ class Norm:
         half = 1 << (width - 1)
         return [
             Fixed(width=width, frac=frac, signed=False, zero=zero)
-            for zero in range(min(max(below, 0), half) + 1)
+            for zero in range(0, min(max(below, 0), half) + 1, max(1, half // FINEST))
         ]
 
     def _error(self, form: Fixed) -> float:

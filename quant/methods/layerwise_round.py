@@ -79,6 +79,7 @@ class RoundingProblem:
     power_of_two: bool
     offset: Floats | None = field(default=None, repr=False)
     _solved: dict[tuple[int, int], LayerPlan] = field(default_factory=dict, repr=False)
+    _factors: dict[int, tuple[NDArray[np.intp], Floats]] = field(default_factory=dict, repr=False)
 
     def solve(self, width: int, bias_width: int) -> LayerPlan:
         """The layer's constants with weights of so many bits; the same object for the same widths."""
@@ -137,7 +138,10 @@ class RoundingProblem:
         per = len(codes) // len(self.moments)
         for index, moments in enumerate(self.moments):
             part = slice(index * per, (index + 1) * per)
-            codes[part] = _round(self.target[part], scale[part], moments, low, high)
+            if index not in self._factors:
+                self._factors[index] = _order(moments)
+            factors = self._factors[index]
+            codes[part] = _round(self.target[part], scale[part], moments, factors, low, high)
         return codes, self._squares(codes * scale[:, None])
 
     def _errors(self, scale: Floats, low: int, high: int) -> Floats:
@@ -156,11 +160,24 @@ class RoundingProblem:
         return np.concatenate(parts)
 
 
-def _round(target: Floats, scale: Floats, moments: Floats, low: int, high: int) -> Floats:
-    """Codes ``(out, taps)`` of a group of channels."""
+def _order(moments: Floats) -> tuple[NDArray[np.intp], Floats]:
+    """The order in which inputs are rounded, and how the error of each is spread over the next ones:
+    the upper Cholesky factor of the inverse of their moments."""
     order = np.argsort(-np.diag(moments), kind="stable")
     inverse = np.linalg.inv(moments[np.ix_(order, order)])
-    upper = np.linalg.cholesky((inverse + inverse.T) / 2).T
+    return order, np.asarray(np.linalg.cholesky((inverse + inverse.T) / 2).T, dtype=np.float64)
+
+
+def _round(
+    target: Floats,
+    scale: Floats,
+    moments: Floats,
+    factors: tuple[NDArray[np.intp], Floats],
+    low: int,
+    high: int,
+) -> Floats:
+    """Codes ``(out, taps)`` of a group of channels."""
+    order, upper = factors
     rest = target[:, order].copy()
     codes = np.empty_like(rest)
     for tap in range(rest.shape[1]):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from hwgen.ir import Network
+from quant.formats import Floats
 from quant.judge import Judge, Score
 from quant.methods.layerwise_round import Calibrator, RoundingProblem
 from quant.methods.layerwise_space import NARROWEST, WIDEST, Price, Space, Widths
@@ -55,6 +56,7 @@ class Evaluations:
     _fitted: OrderedDict[str, tuple[Plan, dict[str, RoundingProblem]]] = field(
         default_factory=OrderedDict
     )
+    _centre: tuple[Widths, Floats] | None = field(default=None, repr=False)
 
     def fitted(self, widths: Widths) -> tuple[Plan, dict[str, RoundingProblem]]:
         """The plan of these widths with weights fitted to them."""
@@ -83,29 +85,51 @@ class Evaluations:
         key = f"confirm {widths.key()}"
         return self._known(key, lambda: self.control.score(self.network(widths)[0]))
 
-    def changed(self, widths: Widths, place: int, width: int, *, coarser: bool = False) -> Score:
-        """The score on the probe images with one width changed and nothing else fitted anew.
+    def changed(self, widths: Widths, place: int, width: int) -> Score:
+        """The score on the probe images with one width changed and nothing else fitted anew."""
+        key = f"probe {widths.key()} {place} {width}"
+        return self._known(key, lambda: self.probe.score(self._changed(widths, place, width)))
+
+    def divergence(self, widths: Widths, place: int, width: int, *, coarser: bool = False) -> float:
+        """What the change of one width does to the class probabilities of the probe images.
+
+        The mean Kullback-Leibler divergence from those without it. Unlike a loss by labels it is
+        never negative and adds up over changes, and few images tell it well.
 
         ``coarser``: and twice the step, for an output.
         """
-        key = f"probe {widths.key()} {place} {width}{' coarser' if coarser else ''}"
+        key = f"divergence {widths.key()} {place} {width}{' coarser' if coarser else ''}"
+        if key not in self.journal:
+            if self._centre is None or self._centre[0] != widths:
+                self._centre = widths, self._log_chances(self.network(widths)[0])
+            before = self._centre[1]
+            after = self._log_chances(self._changed(widths, place, width, coarser=coarser))
+            found = (np.exp(before) * (before - after)).sum(1).mean()
+            self.journal[key] = [max(float(found), 0.0)]
+            self.save()
+        return float(self.journal[key][0])
 
-        def measure() -> Score:
-            plan, problems = self.fitted(widths)
-            if place < len(widths.weights):
-                layer = self.space.layers[place]
-                plan = plan.with_layers(**{layer: problems[layer].solve(width, self.biases)})
-            else:
-                moved, space = widths.moved(place, width), self.space
-                formats = space.coarser(moved, place) if coarser else space.formats(moved)
-                layer = space.layer(place)
-                if layer in space.norms:
-                    norm, old = space.norms[layer], plan.outputs[layer]
-                    plan = plan.with_layers(**norm.moved(plan, old, formats[layer]))
-                plan = plan.with_outputs(formats)
-            return self.probe.score(self.space.assembler.assemble(plan))
+    def _changed(self, widths: Widths, place: int, width: int, *, coarser: bool = False) -> Network:
+        """The network with one width changed and nothing else fitted anew."""
+        plan, problems = self.fitted(widths)
+        if place < len(widths.weights):
+            layer = self.space.layers[place]
+            plan = plan.with_layers(**{layer: problems[layer].solve(width, self.biases)})
+            return self.space.assembler.assemble(plan)
+        moved, space = widths.moved(place, width), self.space
+        formats = space.coarser(moved, place) if coarser else space.formats(moved)
+        layer = space.layer(place)
+        if layer in space.norms:
+            norm, old = space.norms[layer], plan.outputs[layer]
+            plan = plan.with_layers(**norm.moved(plan, old, formats[layer]))
+        return self.space.assembler.assemble(plan.with_outputs(formats))
 
-        return self._known(key, measure)
+    def _log_chances(self, network: Network) -> Floats:
+        """Logarithms of the class probabilities of the probe images, ``(images, classes)``."""
+        codes = self.probe.outputs(network)
+        values = codes.reshape(len(codes), -1) * network.output_type.scale
+        values = values - values.max(axis=1, keepdims=True)
+        return np.asarray(values - np.log(np.exp(values).sum(axis=1, keepdims=True)))
 
     def _known(self, key: str, measure: Callable[[], Score]) -> Score:
         if key not in self.journal:
@@ -214,10 +238,8 @@ class Search:
         """
         table = {}
         for place in range(centre.places):
-            base = self.evaluations.changed(centre, place, centre.at(place)).loss
             raw = {
-                width: max(self._least(centre, place, width) - base, 0.0)
-                for width in range(NARROWEST, MEASURED + 1)
+                width: self._least(centre, place, width) for width in range(NARROWEST, MEASURED + 1)
             }
             law = float(np.median([raw[w] * 4.0**w for w in range(NARROWEST + 1, MEASURED + 1)]))
             law = max(law, LEAST)
@@ -231,10 +253,10 @@ class Search:
 
     def _least(self, centre: Widths, place: int, width: int) -> float:
         """The loss with one width changed; an output takes the better of two steps from then on."""
-        loss = self.evaluations.changed(centre, place, width).loss
+        loss = self.evaluations.divergence(centre, place, width)
         if place < len(centre.weights):
             return loss
-        other = self.evaluations.changed(centre, place, width, coarser=True).loss
+        other = self.evaluations.divergence(centre, place, width, coarser=True)
         if other < loss:
             self.evaluations.space.coarsen(place, width)
         return min(loss, other)

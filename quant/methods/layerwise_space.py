@@ -20,9 +20,6 @@ __all__ = ["NARROWEST", "WIDEST", "Price", "Space", "Widths"]
 NARROWEST, WIDEST = 2, 8
 """Widths in bits that the search chooses from."""
 
-MULTIPLICATIONS = 0.8
-"""What the cost of multiplications counts against memory, each as a fraction of 8 bits'."""
-
 
 @dataclass(frozen=True, slots=True, order=True)
 class Widths:
@@ -154,9 +151,12 @@ class Price:
     Parameters
     ----------
     space : Space
+    multiplications : float
+        What the cost of multiplications counts against memory.
     """
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, multiplications: float) -> None:
+        self._multiplications = multiplications
         assembler, graph = space.assembler, space.assembler.graph
         index = {name: i for i, makers in enumerate(space.tensors) for name in makers}
         roots = {space.roots[i]: i for i in range(len(space.tensors))}
@@ -197,4 +197,4 @@ class Price:
     def total(self, widths: Widths) -> float:
         """What the search makes small: memory, and the mean of both kinds of multiplication cost."""
         work = self.work(widths, own=True) + self.work(widths, own=False)
-        return self.memory(widths) + MULTIPLICATIONS * work / 2
+        return self.memory(widths) + self._multiplications * work / 2

@@ -172,6 +172,18 @@ def test_a_layer_wise_search_computes_little() -> None:
     assert judge.work < 0.6
 
 
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+def test_outputs_are_the_networks_own(memory: int) -> None:
+    network = chain()
+    codes = random_codes(network, FRAMES, 3)
+    judge = Judge(codes, np.zeros(FRAMES, dtype=np.int64), memory=memory)
+    for step in range(5):
+        candidate = varied(network, step) if step else network
+        np.testing.assert_array_equal(judge.outputs(candidate), candidate.reference(codes))
+    assert judge.evaluations == 5
+    assert judge.work == 1 if memory == 0 else judge.work < 1
+
+
 def test_without_memory_everything_is_computed() -> None:
     network, judge = judged(memory=0)
     judge.score(network)

@@ -370,7 +370,7 @@ def test_prices_are_those_of_the_counted_network() -> None:
     graph = with_preprocessing(model.graph, model.preprocess)
     assembler = Assembler(graph)
     space = Space(assembler, observe_graph(graph, splits.train_images[:50]))
-    price = Price(space)
+    price = Price(space, 0.8)
     widths = space.uniform(4).moved(0, 3).moved(6, 5)
     calibrator = Calibrator(assembler, splits.train_images[:50], 0, multipliers=False)
     bits = dict(zip(space.layers, widths.weights, strict=True))
@@ -379,6 +379,8 @@ def test_prices_are_those_of_the_counted_network() -> None:
     # The last layer hands out accumulators; its own width counts as 8 bits in the search.
     assert price.work(widths, own=True) == pytest.approx(1 - own, abs=0.02)
     assert price.work(widths, own=False) == pytest.approx(1 - true)
+    both = price.work(widths, own=True) + price.work(widths, own=False)
+    assert price.total(widths) == pytest.approx(price.memory(widths) + 0.4 * both)
 
 
 def test_other_images_confirm(improved: Result) -> None:
@@ -407,6 +409,7 @@ def test_the_drop_that_is_allowed_sets_the_tolerance(drop: float) -> None:
         ({"calibration": None}, "calibration must be a whole number at least 1, not None"),
         ({"scale_bits": 3.3}, "scale_bits must be a whole number from 2 to 24, not 3.3"),
         ({"mode": "paper"}, "mode must be one of LayerwiseMode.IMPROVED, .*not 'paper'"),
+        ({"multiplications": -1.0}, "multiplications must be a weight of at least 0, not -1.0"),
         ({"tolerance": 0.02}, "tolerance must be at most max_drop, 0.01, not 0.02"),
     ],
 )
