@@ -94,7 +94,7 @@ def share(text: str) -> float:
         value = -1.0
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(
-            f"must be at least 0 and below 1, as 0.01 is for 1 %, not {text!r}"
+            f"must be at least 0 and below 1, not {text!r}; 0.01 is 1 %"
         )
     return value
 

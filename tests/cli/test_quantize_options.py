@@ -81,7 +81,7 @@ def test_every_option_is_a_field(flag: quantize.Flag) -> None:
         (("adaptive", "--bits", "9"), "bits must be a whole number from 2 to 8, not 9"),
         (("adaptive", "--bits", "4/8/8"), "--bits must be one width"),
         (("accumulator", "--bits", "16"), "give it instead of --bits"),
-        (("layerwise", "--max-drop", "1%"), "below 1, as 0.01 is for 1 %, not '1%'"),
+        (("layerwise", "--max-drop", "1%"), "below 1, not '1%'; 0.01 is 1 %"),
         (("linear", "--data-dir", "/none"), "--data digits needs no files; leave --data-dir out"),
         (
             ("adaptive", "--bits", "8", "--form", "codebook", "--entry-bits", "4"),
