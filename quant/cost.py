@@ -143,9 +143,10 @@ def network_cost(
     its input were stored, as in the paper.
 
     Of a requantiser counts what has one entry a channel, at the smallest width that holds its
-    entries, and of what is the same for all channels a multiplier other than 1, an offset other
-    than 0, and the shift behind such a multiplier. A shift alone and a bound for all channels are
-    wires.
+    entries, and of what is the same for all channels a multiplier other than 1, an offset and a zero
+    point other than 0, and the shift behind such a multiplier. A shift alone and a bound for all
+    channels are wires. Biases behind an input with a zero point count as hardware stores them, less
+    the zero point times the sum of the channel's weights.
 
     Parameters
     ----------
@@ -193,7 +194,7 @@ def _layer(op: Op, width: int, *, paper: bool) -> LayerCost:
             name=op.name,
             weights=weights.codes.size * weights.stored_width,
             codebook=len(book) * weights.width,
-            biases=0 if op.bias is None else biases * op.bias.width,
+            biases=_bias_bits(op),
             requantiser=0 if paper or op.requant is None else _requantiser(op.requant),
             activations=count * width,
             output_product=weights.width * width * macs,
@@ -217,6 +218,17 @@ def _layer(op: Op, width: int, *, paper: bool) -> LayerCost:
     )
 
 
+def _bias_bits(op: MacOp) -> int:
+    """Bits of a layer's biases, as hardware stores them: with what a zero point of its input adds."""
+    zero = op.input.zero
+    if not zero:
+        return 0 if op.bias is None else op.bias.codes.size * op.bias.width
+    added = -zero * op.weights.codes.reshape(op.out_channels, -1).sum(axis=1)
+    if op.bias is not None:
+        added = added + (op.bias.codes << op.bias.shift)
+    return _stored(tuple(added.tolist())) if added.any() else 0
+
+
 def _requantiser(requant: Requant) -> int:
     """Bits of a requantiser's constants."""
     bits = sum(
@@ -230,6 +242,8 @@ def _requantiser(requant: Requant) -> int:
         bits += _stored(requant.add)
     if len(requant.shift) == 1 and requant.mult != (1,):
         bits += _stored(requant.shift)
+    if requant.zero:
+        bits += _stored((requant.zero,))
     return bits
 
 

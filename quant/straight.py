@@ -74,4 +74,4 @@ def uniform_ste(scale: ArrayLike, low: int, high: int) -> TensorMap:
 
 def fixed_ste(form: Fixed) -> TensorMap:
     """Map to a fixed-point format; see :func:`uniform_ste`."""
-    return uniform_ste(form.scale, form.low, form.high)
+    return uniform_ste(form.scale, form.low - form.zero, form.high - form.zero)

@@ -191,10 +191,11 @@ def _expectations(results: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     sure = [r for r in results if r["options"]["bound"] != Bound.CALIBRATED.value]
     fit = all(r["accumulators"] <= r["options"]["bits"] for r in sure)
-    lines.append(
-        "- No accumulator of the networks under the bounds from formats and from weights is wider than"
-        f" P, by the exact interval of every channel: {_word(fit)}."
-    )
+    if sure:
+        lines.append(
+            "- No accumulator of the networks under the bounds from formats and from weights is wider than"
+            f" P, by the exact interval of every channel: {_word(fit)}."
+        )
     return lines
 
 

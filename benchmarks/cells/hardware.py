@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells.common import NETWORKS, Cases, Cell, cells_of, markdown_table, percent
+from hwgen.errors import Mismatch
+from hwgen.files import ensure_folder
+from hwgen.flow.methods import saved_method
 from hwgen.flow.options import HardwareOptions
 from hwgen.flow.pipeline import BuildOptions, build_saved
 from sim.tools import Simulator
@@ -91,12 +94,16 @@ def _run(
 ) -> dict[str, Any]:
     """Generate, check, co-simulate and synthesise; what differs from golden stops it."""
     folder = cases.made(source)
+    out = ensure_folder(cases.work / "hardware" / source.name)
     report = build_saved(
         folder,
         cases.dataset(NETWORKS[built.network].data),
-        cases.scratch(f"hardware/{source.name}/report.json").parent,
+        out,
         BuildOptions(hardware=HardwareOptions.of(PART, fps=FPS), images=images, pnr=False),
     )
+    method = saved_method(folder)
+    if method is None or method["test"]["integer"] != report["accuracy"]["integer"]:
+        raise Mismatch(f"what {source.name} kept is not the network that it measured; run it again")
     kept = ("accuracy", "cosim", "cycles", "latency", "multipliers", "checks", "notes")
     synth = {name: report["synth"][name] for name in ("lut", "ff", "dsp", "bram_blocks")}
     return {

@@ -126,4 +126,4 @@ def _mac(node: fg.Conv | fg.Linear, weight: Floats, source: Tensor, bias_of: Bia
 def _rounded(values: Tensor, form: Fixed) -> Tensor:
     """Values as a format holds them."""
     codes = torch.floor(values * 2.0**form.frac + 0.5)
-    return codes.clamp_(form.low, form.high) * 2.0**-form.frac
+    return codes.clamp_(form.low - form.zero, form.high - form.zero) * 2.0**-form.frac

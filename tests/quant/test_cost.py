@@ -121,6 +121,43 @@ def test_constants_of_requantisers(requant: Requant, bits: int) -> None:
     assert network_cost(net, paper=True).layers[0].requantiser == 0
 
 
+@pytest.mark.parametrize("biased", [True, False])
+def test_zero_points_are_stored(biased: bool) -> None:
+    """In the requantiser that adds one, and in the biases behind it."""
+    plain = network(SHIFT)
+    conv, pool, flat, fc = plain.ops
+    assert isinstance(conv, Conv)
+    assert isinstance(pool, MaxPool)
+    assert isinstance(flat, Flatten)
+    assert isinstance(fc, Linear)
+    zero = -7
+    wide = replace(conv.output, zero=zero)
+    small = replace(pool.output, zero=zero)
+    vector = replace(flat.output, zero=zero)
+    bias = Bias(codes=np.arange(10), width=9, shift=2) if biased else None
+    low, high = mac_interval(vector, fc.weights, bias)
+    out = replace(fc.output, width=signed_width(int(low.min()), int(high.max())))
+    net = replace(
+        plain,
+        ops=(
+            replace(conv, output=wide, requant=replace(SHIFT, zero=zero)),
+            replace(pool, input=wide, output=small),
+            replace(flat, input=small, output=vector),
+            replace(fc, input=vector, bias=bias, output=out),
+        ),
+    )
+    first, second = network_cost(net).layers
+    assert first.requantiser == 4
+    stored = [7 * sum(row) + (4 * k if biased else 0) for k, row in enumerate(fc.weights.codes)]
+    assert second.biases == 10 * max(
+        int(value).bit_length() + (min(stored) < 0)
+        if value >= 0
+        else (~int(value)).bit_length() + 1
+        for value in stored
+    )
+    assert second.numbers == 160 + 10 + (10 if biased else 0)
+
+
 def test_averages_count_but_not_on_the_papers_terms() -> None:
     net = network(SHIFT)
     conv = net.ops[0]

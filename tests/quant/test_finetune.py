@@ -139,6 +139,8 @@ def test_straight_through() -> None:
     form = Fixed(width=4, frac=1, signed=True)  # -4 to 3.5 in halves
     y = fixed_ste(form)(x)
     assert y.tolist() == [-4.0, -2.5, 0.0, 0.5, 0.5, 2.0, 3.5]
+    shifted = Fixed(width=4, frac=1, signed=False, zero=5)  # -2.5 to 5 in halves
+    assert fixed_ste(shifted)(x.detach()).tolist() == [-2.5, -2.5, 0.0, 0.5, 0.5, 2.0, 5.0]
     (y * torch.arange(7)).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [0, 1, 2, 3, 4, 5, 0]
