@@ -88,7 +88,8 @@ def cells(quick: bool) -> list[Cell]:
 def _search(cases: Cases, *, network: str, options: EvolveOptions) -> dict[str, Any]:
     """A search; an unfinished one goes on."""
     case = cases.case(network)
-    text = json.dumps([options.record(), cases.digest(network)])
+    version = [VERSION] if VERSION > 1 else []
+    text = json.dumps([options.record(), cases.digest(network), *version])
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     study = cases.scratch(f"evolve/{network}-{options.sampler.value}-{digest}.db")
     result = evolve(
@@ -223,7 +224,7 @@ def _verdict(
             what = f"hypervolume above that of {TITLES[kind]}"
             rows.append((what, f"{other:.4f}", f"{volume:.4f}", verdict))
     if expected:
-        rows.append((f"minutes on {CORES} cores", str(MINUTES), "-", _in_time(network, out)))
+        rows.append((f"minutes on {CORES} cores", str(MINUTES), *_in_time(network, out)))
     genes = ", ".join(
         f"{layer} {weights}/{activations} x{factor:g}"
         for layer, (weights, activations, factor) in found["chosen"]["genes"].items()
@@ -236,8 +237,8 @@ def _verdict(
     )
 
 
-def _in_time(network: str, out: Path) -> str:
-    """Whether NSGA-II kept the time, by the seconds of ``timing.json``.
+def _in_time(network: str, out: Path) -> tuple[str, str]:
+    """The processor minutes of NSGA-II by ``timing.json``, and whether it kept the time.
 
     Cells train on one thread, so that processor time is what they take where nothing else runs.
     """
@@ -245,10 +246,11 @@ def _in_time(network: str, out: Path) -> str:
         timing = json.loads((out / "timing.json").read_text(encoding="utf-8"))
         taken = timing[f"evolve-{network}-nsga2"]
     except (OSError, ValueError, KeyError):
-        return "not measured"
+        return "-", "not measured"
     if "unfinished" in taken:
-        return "not measured"
-    return "met" if taken["cpu_seconds"] <= 60 * MINUTES else "missed"
+        return "-", "not measured"
+    minutes = taken["cpu_seconds"] / 60
+    return f"{minutes:.0f} of one", "met" if minutes <= MINUTES else "missed"
 
 
 def _plot(network: str, searches: Mapping[str, dict[str, Any]], out: Path) -> str:

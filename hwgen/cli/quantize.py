@@ -101,7 +101,7 @@ FLAGS: tuple[Flag, ...] = (
         "--final-epochs",
         "evolve",
         type=args.amount,
-        help="of fine-tuning for those that are left in each round of the final choice; default 30",
+        help="epochs of each round of the final choice, shared by those that are left; default 30",
     ),
     _flag(
         "--finalists",

@@ -155,10 +155,10 @@ class AdaptiveOptions:
     def _check_effects(self) -> None:
         """Refuse options that would change nothing."""
         own = self.searched_form
-        if self.control in ALONE and self.form not in (None, own):
+        if self.control is not None and self.control in ALONE and self.form not in (None, own):
             raise BadInput(
-                f"this control, {self.control}, is of the form {own.value} whatever form is asked for;"
-                f" leave form out, or give form={own}"
+                f"the control {self.control.value} is of the form {own.value} whatever form is asked"
+                f" for; leave form out, or give {own.value}"
             )
         if self.entry_bits is not None and own is not Form.CODEBOOK:
             raise BadInput(

@@ -85,7 +85,7 @@ class Finals:
             channels = tuple(layer.factor for layer in genes.values())
             if firsts.setdefault(channels, trial).number != trial.number:
                 others.append(trial)
-        least = min(population, key=lambda t: (t.user_attrs["bits"], t.user_attrs["place"]))
+        least = min(trials, key=lambda t: (t.user_attrs["bits"], t.user_attrs["place"]))
         return [*firsts.values(), *others][: self.options.finalists] or [least]
 
     def choose(

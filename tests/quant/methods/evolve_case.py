@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from quant import graph as fg
@@ -81,3 +83,15 @@ def objectives(watch: Callable[[Individual], object]) -> dict[str, Objective]:
         return OBJECTIVES["error"](candidate)
 
     return {**OBJECTIVES, "error": error}
+
+
+SHORT: dict[str, Any] = {"trials": 2, "epochs": 0.05, "final_epochs": 0}
+"""A search as short as can be."""
+
+
+def states(study: Path) -> list[str]:
+    """States of a study's trials, as SQLite tells them."""
+    with sqlite3.connect(study) as file:
+        rows = file.execute("SELECT state FROM trials ORDER BY number").fetchall()
+    file.close()
+    return [row[0] for row in rows]

@@ -214,11 +214,11 @@ def test_eight_bits_lose_nothing_and_need_no_codebook() -> None:
         ({"control": Control.MSE, "entry_bits": 8}, "entry_bits=8 changes nothing"),
         (
             {"control": Control.LINEAR, "form": Form.CODEBOOK},
-            "this control, Control.LINEAR, is of the form clip",
+            "the control linear is of the form clip",
         ),
         (
             {"control": Control.LLOYD, "form": Form.CLIP},
-            "Control.LLOYD, is of the form codebook",
+            "the control lloyd is of the form codebook",
         ),
         (
             {"control": Control.RANDOM, "parents": 2},
