@@ -262,7 +262,9 @@ def limit_message(result: Result) -> str | None:
         return f"the limit is not met: {', '.join(told)}".replace("_", " ")
     if record.get("limit_met", True):
         return None
+    other = record.get("confirmation", {}).get("drop", 0.0)
+    more = f" ({other:.2%} on the images that confirm)" if other > record["search_drop"] else ""
     return (
         "the drop that is allowed is not met: the least one reached on the search images that were"
-        f" judged is {record['search_drop']:.2%}, and what binds is {record['binding']}"
+        f" judged is {record['search_drop']:.2%}{more}, and what binds is {record['binding']}"
     )

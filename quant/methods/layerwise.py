@@ -366,17 +366,16 @@ def _improved(
         tries=options.tries,
     )
     with progress.steps("search widths", search.total) as advance:
-        widths, score, met = search.run(advance)
+        widths, score, _ = search.run(advance)
     check = evaluations.confirmed(widths)
     network, plan = evaluations.network(widths, name)
-    drop = _drop(exact, score.accuracy)
+    drop, confirmed = _drop(exact, score.accuracy), _drop(control_accuracy, check.accuracy)
+    # The search keeps further away, by its tolerance; what was asked for is this.
+    met = bool(max(drop, confirmed) <= options.max_drop + 1e-12)
     record = {
         "evaluations": len(journal),
         "images_judged": count,
-        "confirmation": {
-            "images": control,
-            "drop": _drop(control_accuracy, check.accuracy),
-        },
+        "confirmation": {"images": control, "drop": confirmed},
         "history": search.history,
         "widths": _table(space, widths.weights, widths.outputs),
         "search_drop": drop,

@@ -233,7 +233,7 @@ class Search:
     def _losses(self, centre: Widths) -> Table:
         """The loss that each width adds to all others' at the centre's.
 
-        Rounding noise falls with the fourth power of two for each bit; wide widths, whose measured
+        The power of rounding noise falls by a factor of four with each bit; wide widths, whose measured
         losses are mostly chance, follow this law from the narrower ones.
         """
         table = {}
