@@ -58,7 +58,15 @@ def test_linear_is_the_same_by_either_way(model: flow.Model, data: Dataset) -> N
     assert rows["float"] == ["97.50%", "96.60%"]
     assert limit_message(result) is None
     assert result_table(result)["cost"]["constants"] > 0
-    more = replace(result, record={"ratio": 6.125, "sparsity": 0.8, "options": {"max_drop": 0.004}})
+    more = replace(
+        result,
+        record={
+            "ratio": 6.125,
+            "sparsity": 0.8,
+            "options": {"max_drop": 0.004},
+            "test_limit_met": False,
+        },
+    )
     rows = {label: values for label, *values in result_rows(more)}
     assert rows["times smaller than in float32"] == ["6.12"]
     assert rows["weights pruned"] == ["80.0%"]
