@@ -289,7 +289,7 @@ def _plot(results: Mapping[str, dict[str, Any]], path: Path) -> None:
             saved = [100 * entry["memory_saved"] for entry in history]
             left.step(places, saved, where="post", label=label)
     left.set_xlabel("networks judged", fontsize=8)
-    left.set_ylabel("memory saved by the best so far, %", fontsize=8)
+    left.set_ylabel("saved of weights and activations, best so far, %", fontsize=8)
     right.set_xlabel("layer", fontsize=8)
     right.set_ylabel("bits, mean of weights and activations", fontsize=8)
     right.set_title("the paper's walk", fontsize=9)
