@@ -78,7 +78,7 @@ FULL = (
         images=3000,
         sampled=(Control.RANDOM, *PLAIN),
     ),
-    Study(network="lenet5-mnist", bits=(8, 4, 3, 2), seeds=1, evaluations=60, images=2000),
+    Study(network="lenet5-mnist", bits=(8, 4, 3, 2), seeds=1, evaluations=200, images=2000),
     Study(
         network="resnet8-cifar10",
         bits=(5, 4, 3),
@@ -363,9 +363,9 @@ def _word(met: bool, *, whole: bool) -> str:
 
 def _is_whole(row: Row, form: Form, study: Study) -> bool:
     """Whether all seeds and all controls of a form have been run."""
-    controls = [c for c in study.sampled if c is Control.RANDOM or _form(c) is form]
-    if form is Form.CODEBOOK:
-        controls += [c for c in study.sampled if c in PLAIN and _form(c) is not form]
+    controls = [
+        c for c in study.sampled if form is Form.CODEBOOK or c is Control.RANDOM or _form(c) is form
+    ]
     searched = all(
         row.runs(form if control is Control.RANDOM else _form(control), control)
         for control in controls
