@@ -258,6 +258,10 @@ def test_unfinished_searches_of_other_configurations_have_other_files(tmp_path: 
     cases.case("digits-tiny", search=50)
     others = cases.state("cell", 1, {"bits": 3}), cases.state("cell", 2, {"bits": 3})
     assert len({first, *others}) == 3
+    study = cases.state("method/cell", 1, {"bits": 3}, suffix=".db")
+    assert (study.parent, study.suffix) == (tmp_path / "method", ".db")
+    assert study.stem == others[0].stem
+    assert study.parent.is_dir()
 
 
 def test_what_is_refused(stubs: Stubs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

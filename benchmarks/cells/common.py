@@ -294,14 +294,14 @@ class Cases:
         ensure_folder(path.parent)
         return path
 
-    def state(self, cell: str, *config: object) -> Path:
-        """The file of a cell's unfinished search.
+    def state(self, cell: str, *config: object, suffix: str = ".npz") -> Path:
+        """The file of a cell's unfinished search, or of its study.
 
         Its name depends on the configuration, the method's version among it, and on the networks
         that the cell has asked for: a search of another one begins anew instead of being refused.
         """
         key = digest(sorted(self.used.items()), *config)[:12]
-        return self.scratch(f"{cell}-{key}.npz")
+        return self.scratch(f"{cell}-{key}{suffix}")
 
     def dataset(self, name: str) -> Dataset:
         """A data set by its name, read once."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -88,10 +87,8 @@ def cells(quick: bool) -> list[Cell]:
 def _search(cases: Cases, *, network: str, options: EvolveOptions) -> dict[str, Any]:
     """A search; an unfinished one goes on."""
     case = cases.case(network)
-    version = [VERSION] if VERSION > 1 else []
-    text = json.dumps([options.record(), cases.digest(network), *version])
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    study = cases.scratch(f"evolve/{network}-{options.sampler.value}-{digest}.db")
+    name = f"evolve/{network}-{options.sampler.value}"
+    study = cases.state(name, VERSION, options.record(), suffix=".db")
     result = evolve(
         case.graph,
         preprocess=case.preprocess,

@@ -172,9 +172,9 @@ def report(results: Mapping[str, dict[str, Any]], out: Path) -> str:
         rows.append(
             (
                 f"{result['network']}, {result['label']}",
-                percent(saved[0], 1),
-                percent(saved[1], 1),
-                percent(None if paper else cost["input_product_saved"], 1),
+                percent(saved[0]),
+                percent(saved[1]),
+                percent(None if paper else cost["input_product_saved"]),
                 "-"
                 if expected is None
                 else f"{percent(expected[0], 1)}, {percent(expected[1], 1)}",
@@ -252,7 +252,7 @@ def _paper_notes(results: Mapping[str, dict[str, Any]]) -> str:
             f"{result['network']}, {result['label']}",
             percent(result["judged_drop"]),
             percent(result["search"]["relative_drop"]),
-            percent(result["cost"]["memory_saved"], 1),
+            percent(result["cost"]["memory_saved"]),
         )
         for result in results.values()
         if "paper_cost" in result
