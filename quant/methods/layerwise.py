@@ -7,7 +7,7 @@ Quantized Inference on Embedded Platforms" (arXiv 2102.02147, 2021).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from math import ceil, isfinite
 from pathlib import Path
@@ -114,7 +114,7 @@ class LayerwiseOptions:
     Raises
     ------
     BadInput
-        If a value is out of range.
+        If a value is out of range, or an option of the other mode is not left at its default.
     """
 
     mode: LayerwiseMode = LayerwiseMode.IMPROVED
@@ -159,6 +159,26 @@ class LayerwiseOptions:
             value = getattr(self, name)
             if value is not None or name != "images":
                 object.__setattr__(self, name, check_whole(name, value, low, high))
+        self._refuse_idle()
+
+    def _refuse_idle(self) -> None:
+        """Refuse what the mode knows nothing of.
+
+        Raises
+        ------
+        BadInput
+        """
+        other = LayerwiseMode.PAPER
+        idle: tuple[str, ...] = ("presume",)
+        if self.mode is LayerwiseMode.PAPER:
+            other = LayerwiseMode.IMPROVED
+            idle = ("tries", "bias_bits", "multipliers", "scale_bits", "multiplications")
+        for field in fields(self):
+            if field.name in idle and getattr(self, field.name) != field.default:
+                raise BadInput(
+                    f"{field.name} changes nothing here, as the mode is {self.mode}; give {other},"
+                    f" or leave {field.name} out"
+                )
 
     @property
     def limit(self) -> float:
