@@ -17,7 +17,7 @@ from quant.judge_cpu import CpuRunner
 from quant.judge_memory import Boundary, Digests, Memory, can_cut, live_tensors
 from quant.judge_runner import Job, Parts, Runner, Take, stored_type
 
-__all__ = ["Judge", "Score", "score_outputs"]
+__all__ = ["Judge", "Score", "log_probabilities", "score_outputs"]
 
 REMEMBERED = 1 << 16
 """Scores, and beginnings of networks, that a judge remembers."""
@@ -282,6 +282,22 @@ def _macs(op: Op) -> int:
     return op.macs if isinstance(op, MacOp) else 0
 
 
+def log_probabilities(codes: Codes, scale: float) -> NDArray[np.float64]:
+    """Natural logarithms of the softmax of output codes, ``(N, classes)``.
+
+    Parameters
+    ----------
+    codes : int64 array
+        ``(N, *shape)``; the outputs of an image are its classes, in row-major order.
+    scale : float
+        What a code of 1 stands for.
+    """
+    values = codes.reshape(len(codes), -1) * scale
+    values = values - values.max(axis=1, keepdims=True)
+    found: NDArray[np.float64] = values - np.log(np.exp(values).sum(axis=1, keepdims=True))
+    return found
+
+
 def score_outputs(codes: Codes, labels: NDArray[np.int64], scale: float) -> Score:
     """The score of output codes ``(N, *shape)``, each standing for ``code * scale``.
 
@@ -289,7 +305,6 @@ def score_outputs(codes: Codes, labels: NDArray[np.int64], scale: float) -> Scor
     """
     flat = codes.reshape(len(codes), -1)
     correct = int((flat.argmax(axis=1) == labels).sum())
-    values = flat * scale
-    values = values - values.max(axis=1, keepdims=True)
-    loss = np.log(np.exp(values).sum(axis=1)) - values[np.arange(len(values)), labels]
+    chosen = log_probabilities(codes, scale)[np.arange(len(codes)), labels]
+    loss = 0.0 - chosen  # a negation would make -0.0 of the loss of an image without any
     return Score(images=len(labels), correct=correct, loss=float(loss.mean()))

@@ -15,7 +15,7 @@ import numpy as np
 
 from hwgen.ir import Network
 from quant.formats import Floats
-from quant.judge import Judge, Score
+from quant.judge import Judge, Score, log_probabilities
 from quant.methods.layerwise_round import Calibrator, RoundingProblem
 from quant.methods.layerwise_space import NARROWEST, WIDEST, Price, Space, Widths
 from quant.plan import Plan
@@ -126,10 +126,7 @@ class Evaluations:
 
     def _log_chances(self, network: Network) -> Floats:
         """Logarithms of the class probabilities of the probe images, ``(images, classes)``."""
-        codes = self.probe.outputs(network)
-        values = codes.reshape(len(codes), -1) * network.output_type.scale
-        values = values - values.max(axis=1, keepdims=True)
-        return np.asarray(values - np.log(np.exp(values).sum(axis=1, keepdims=True)))
+        return log_probabilities(self.probe.outputs(network), network.output_type.scale)
 
     def _known(self, key: str, measure: Callable[[], Score]) -> Score:
         if key not in self.journal:

@@ -8,6 +8,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from quant.checkpoints import load_checkpoint, load_model, shipped_checkpoint
 from quant.config import LayerBits, QuantConfig
 from quant.datasets import Dataset, load_dataset
 from quant.importers import import_torch
-from quant.judge import Judge, Score, score_outputs
+from quant.judge import Judge, Score, log_probabilities, score_outputs
 from quant.judge_memory import Boundary, Memory, can_cut, live_tensors
 from tests.strategies import networks, random_codes, random_network
 
@@ -182,6 +183,23 @@ def test_outputs_are_the_networks_own(memory: int) -> None:
         np.testing.assert_array_equal(judge.outputs(candidate), candidate.reference(codes))
     assert judge.evaluations == 5
     assert judge.work == 1 if memory == 0 else judge.work < 1
+
+
+@pytest.mark.parametrize("shape", [(10,), (3, 2, 2)])
+def test_log_probabilities(shape: tuple[int, ...]) -> None:
+    """They are PyTorch's, and the loss is exactly what they say of the labels."""
+    rng = np.random.default_rng(7)
+    codes = rng.integers(-(1 << 20), 1 << 20, (FRAMES, *shape))
+    labels = rng.integers(0, np.prod(shape), FRAMES)
+    for scale in (2.0**-30, 2.0**-18, 0.3):
+        found = log_probabilities(codes, scale)
+        outputs = torch.tensor(codes.reshape(FRAMES, -1) * scale)
+        np.testing.assert_allclose(found, torch.log_softmax(outputs, 1).numpy(), rtol=1e-12)
+        loss = (-found[np.arange(FRAMES), labels]).mean()
+        assert score_outputs(codes, labels, scale).loss == loss
+    sure = score_outputs(codes[:1], codes[:1].reshape(1, -1).argmax(1), 1.0)
+    assert math.copysign(1.0, sure.loss) == 1.0
+    assert sure == Score(images=1, correct=1, loss=0.0)
 
 
 def test_without_memory_everything_is_computed() -> None:
