@@ -386,7 +386,7 @@ def _improved(
         tries=options.tries,
     )
     with progress.steps("search widths", search.total) as advance:
-        widths, score, _ = search.run(advance)
+        widths, score = search.run(advance)
     check = evaluations.confirmed(widths)
     network, plan = evaluations.network(widths, name)
     drop, confirmed = _drop(exact, score.accuracy), _drop(control_accuracy, check.accuracy)

@@ -179,8 +179,8 @@ class Search:
         """About as many networks are judged."""
         return 2 + BISECTIONS + AHEAD + self.tries
 
-    def run(self, advance: Advance) -> tuple[Widths, Score, bool]:
-        """Widths, their score, and whether it reaches the floor."""
+    def run(self, advance: Advance) -> tuple[Widths, Score]:
+        """Widths and their score, below the floor where even the widest networks are."""
         self._advance = advance
         space = self.evaluations.space
         plain = [space.uniform(width) for width in (CENTRE, WIDEST)]
@@ -191,7 +191,7 @@ class Search:
         else:
             scores = [self.evaluations.whole(widths, 0) for widths in plain]
             score = max(scores)
-            return plain[scores.index(score)], score, False
+            return plain[scores.index(score)], score
         for width in range(best.at(0) - 1, NARROWEST, -1):
             found = self._judge(narrower := space.uniform(width))
             if found is None:
@@ -202,7 +202,7 @@ class Search:
         path = [widths for widths in self._path(table) if self.price.total(widths) < price]
         best, score = self._along(path, best, score)
         best, score = self._steps(best, score, table)
-        return best, score, True
+        return best, score
 
     def _judge(self, widths: Widths) -> Score | None:
         """The score of a network that is good enough; None of others."""
