@@ -150,9 +150,7 @@ class Judge:
                 f"the labels go up to {self._classes - 1}, but the network has"
                 f" {network.output_type.size} outputs; give the labels of its classes"
             )
-        if network.input != self._input:
-            network.check(self._images)
-            self._input = network.input
+        self._check(network)
         prefixes = self._digests.prefixes(network)
         whole = prefixes[-1] + network.output.encode()
         known = self._scores.get(whole)
@@ -179,7 +177,7 @@ class Judge:
         BadInput
             If the network takes other images.
         """
-        network.check(self._images)
+        self._check(network)
         prefixes = self._digests.prefixes(network)
         self._count(network)
         start = self._start(network, prefixes)
@@ -192,6 +190,12 @@ class Judge:
         self._compute(network, start, take)
         self._memory.saw(prefixes)
         return codes
+
+    def _check(self, network: Network) -> None:
+        """Refuse a network that takes other images; looks at them when the type of input changes."""
+        if network.input != self._input:
+            network.check(self._images)
+            self._input = network.input
 
     def _missed(self, floor: int | None) -> Score:
         """The score of a network that misses a floor: the same whatever was computed of it, so that

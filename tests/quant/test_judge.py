@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -314,3 +315,34 @@ def test_bad_input_is_refused() -> None:
         Judge(images, labels, device="cuda:99")
     with pytest.raises(BadInput, match="input codes must have the shape"):
         Judge(images[:, :, :-1], labels).score(network)
+    with pytest.raises(BadInput, match="input codes must have the shape"):
+        Judge(images[:, :, :-1], labels).outputs(network)
+
+
+@pytest.mark.parametrize("first", ["score", "outputs"])
+def test_images_are_checked_when_the_type_of_input_changes(
+    first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, judge = judged()
+    source = replace(network.input, high=int(digits().test_images[:50].max()) - 1)
+    reader = network.ops[0]
+    assert isinstance(reader, MacOp)
+    ops = (replace(reader, input=source), *network.ops[1:])
+    narrower = replace(network, input=source, ops=ops)
+    checked: list[Network] = []
+    check = Network.check
+
+    def watched(network: Network, codes: Any) -> NDArray[Any]:
+        checked.append(network)
+        return check(network, codes)
+
+    monkeypatch.setattr(Network, "check", watched)
+    getattr(judge, first)(network)
+    judge.outputs(with_weight(network, 3, 0))
+    judge.score(with_weight(network, 3, 1))
+    assert len(checked) == 1
+    for use in (judge.outputs, judge.score):
+        with pytest.raises(BadInput, match="must lie within"):
+            use(narrower)
+    judge.outputs(network)
+    assert len(checked) == 3
