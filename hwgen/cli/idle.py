@@ -9,7 +9,7 @@ from typing import Any
 
 from hwgen.errors import BadInput
 
-__all__ = ["refuse_idle"]
+__all__ = ["idle_flags", "refuse_idle"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class Idle:
         As it is typed.
     method : str
     when : callable
-        Takes the method's options; whether the flag is idle then.
+        Takes the method's options, with the flag or without it; whether the flag is idle then.
     because, edit : str
         Why, and the smallest edit that gives it a meaning.
     """
@@ -35,6 +35,13 @@ class Idle:
 
 
 RULES: tuple[Idle, ...] = (
+    Idle(
+        flag="--multiplications",
+        method="layerwise",
+        when=lambda o: o.mode.value == "paper",
+        because="the paper's walk weighs no costs against each other",
+        edit="give --mode improved",
+    ),
     Idle(
         flag="--mirror",
         method="accumulator",
@@ -88,7 +95,12 @@ RULES: tuple[Idle, ...] = (
         for flag in ("--finalists", "--final-rate")
     ),
 )
-"""Options that others switch off, but for those that a method's options refuse themselves."""
+"""Options that others switch off; what the options of a method refuse well enough needs no rule."""
+
+
+def idle_flags(method: str) -> frozenset[str]:
+    """The flags of a method that others may switch off."""
+    return frozenset(rule.flag for rule in RULES if rule.method == method)
 
 
 def refuse_idle(given: argparse.Namespace, method: str, options: Any) -> None:
@@ -100,7 +112,7 @@ def refuse_idle(given: argparse.Namespace, method: str, options: Any) -> None:
         None where an option was not typed.
     method : str
     options : object
-        The method's, made of what was typed.
+        The method's, made of what was typed, with :func:`idle_flags` or without them.
 
     Raises
     ------

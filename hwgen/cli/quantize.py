@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hwgen.cli import args, show
-from hwgen.cli.idle import refuse_idle
+from hwgen.cli.idle import idle_flags, refuse_idle
 from hwgen.errors import BadInput
 
 if TYPE_CHECKING:
@@ -88,6 +88,13 @@ FLAGS: tuple[Flag, ...] = (
         type=args.share,
         help="drop that the search allows itself on the search images, default 0.75 of --max-drop;"
         " with --mode paper its T, default 0.5 of it",
+    ),
+    _flag(
+        "--multiplications",
+        "layerwise",
+        type=args.amount,
+        help="what the cost of multiplications counts against memory, each as a fraction of 8 bits';"
+        " default 0.8",
     ),
     _flag("--trials", "evolve", type=args.positive, help="candidates in all; default 32"),
     _flag("--population", "evolve", type=args.positive, help="of a generation; default 8"),
@@ -397,9 +404,11 @@ def _options(arguments: Arguments) -> Any:
                 " have --activation-bits"
             )
         given["bits"] = int(arguments.bits)
-    options = make_options(method, given)
-    refuse_idle(arguments, method, options)
-    return options
+    # Idle options first, in the words of the command line: the method may refuse them in its own.
+    idle = {flag.target for flag in FLAGS if flag.name in idle_flags(method)}
+    plain = {target: value for target, value in given.items() if target not in idle}
+    refuse_idle(arguments, method, make_options(method, plain))
+    return make_options(method, given)
 
 
 def _places(arguments: Arguments) -> tuple[Path | None, str | None]:

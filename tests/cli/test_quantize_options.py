@@ -81,6 +81,8 @@ def test_every_option_is_a_field(flag: quantize.Flag) -> None:
         (("adaptive", "--bits", "9"), "bits must be a whole number from 2 to 8, not 9"),
         (("adaptive", "--bits", "4/8/8"), "--bits must be one width"),
         (("accumulator", "--bits", "16"), "give it instead of --bits"),
+        (("layerwise", "--multiplications", "-1"), "at least 0, not '-1'"),
+        (("layerwise", "--multiplications", "inf"), "at least 0, not 'inf'"),
         (("layerwise", "--max-drop", "1%"), "below 1, not '1%'; 0.01 is 1 %"),
         (("linear", "--data-dir", "/none"), "--data digits needs no files; leave --data-dir out"),
         (
@@ -125,6 +127,16 @@ def test_values(refused: Refused, tmp_path: Path, options: tuple[str, ...], word
             "give --epochs or --final-epochs above 0",
         ),
         (("evolve", "--population", "4", "--sampler", "random"), "--population", "nsga2"),
+        (
+            ("layerwise", "--multiplications", "2", "--mode", "paper"),
+            "--multiplications",
+            "give --mode improved",
+        ),
+        (
+            ("layerwise", "--multiplications", "0.8", "--mode", "paper"),
+            "--multiplications",
+            "give --mode improved",
+        ),
     ],
 )
 def test_options_that_change_nothing(
@@ -140,6 +152,16 @@ def test_options_that_change_nothing(
     place = rest.index(flag)
     del rest[place : place + (1 if flag == "--mirror" else 2)]
     quantize.check(parser().parse_args([*TINY, "--method", *rest, "--out", "x"]))
+
+
+def test_the_weight_of_multiplications() -> None:
+    """What is typed reaches the search; where nothing is, the default refuses no mode."""
+    line = (*TINY, "--method", "layerwise", "--multiplications", "1.5", "--out", "x")
+    _, options = quantize.check(parser().parse_args([str(part) for part in line]))
+    assert options.multiplications == 1.5
+    line = (*TINY, "--method", "layerwise", "--mode", "paper", "--out", "x")
+    _, options = quantize.check(parser().parse_args([str(part) for part in line]))
+    assert options == options_class("layerwise")(mode=options.mode)
 
 
 def test_idle_options_are_options() -> None:

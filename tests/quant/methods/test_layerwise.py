@@ -418,6 +418,39 @@ def test_options_out_of_range(settings: dict[str, Any], message: str) -> None:
         LayerwiseOptions(**settings)
 
 
+@pytest.mark.parametrize(
+    ("mode", "settings"),
+    [
+        (LayerwiseMode.PAPER, {"tries": 3}),
+        (LayerwiseMode.PAPER, {"bias_bits": 16}),
+        (LayerwiseMode.PAPER, {"multipliers": False}),
+        (LayerwiseMode.PAPER, {"scale_bits": 24}),
+        (LayerwiseMode.PAPER, {"multiplications": 0}),
+        (LayerwiseMode.IMPROVED, {"presume": False}),
+    ],
+)
+def test_options_of_the_other_mode(mode: LayerwiseMode, settings: dict[str, Any]) -> None:
+    (other,) = set(LayerwiseMode) - {mode}
+    (name,) = settings
+    words = f"{name} changes nothing here, as the mode is {mode}; give {other}, or leave {name} out"
+    with pytest.raises(BadInput, match=words):
+        LayerwiseOptions(mode=mode, **settings)
+    given = LayerwiseOptions(mode=other, **settings)
+    assert getattr(given, name) == settings[name]
+    with pytest.raises(BadInput, match=words):
+        replace(given, mode=mode)
+
+
+@pytest.mark.parametrize("mode", LayerwiseMode)
+def test_options_are_copied_with_changes(mode: LayerwiseMode) -> None:
+    """Neither a default that the mode decides nor one of the other mode stands in the way."""
+    options = LayerwiseOptions(mode=mode)
+    assert replace(options, images=20) == LayerwiseOptions(mode=mode, images=20)
+    assert replace(options, tolerance=None) == options
+    for other in LayerwiseMode:
+        assert replace(options, mode=other, tolerance=None) == LayerwiseOptions(mode=other)
+
+
 def test_more_images_than_there_are() -> None:
     with pytest.raises(BadInput, match="at most the 200 images of the search set, not 1000"):
         search(LayerwiseOptions(images=1000))
