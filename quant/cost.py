@@ -220,12 +220,9 @@ def _layer(op: Op, width: int, *, paper: bool) -> LayerCost:
 
 def _bias_bits(op: MacOp) -> int:
     """Bits of a layer's biases, as hardware stores them: with what a zero point of its input adds."""
-    zero = op.input.zero
-    if not zero:
+    if not op.input.zero:
         return 0 if op.bias is None else op.bias.codes.size * op.bias.width
-    added = -zero * op.weights.codes.reshape(op.out_channels, -1).sum(axis=1)
-    if op.bias is not None:
-        added = added + (op.bias.codes << op.bias.shift)
+    added = op.code_bias
     return _stored(tuple(added.tolist())) if added.any() else 0
 
 

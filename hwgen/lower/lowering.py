@@ -100,11 +100,6 @@ def _mac(
     chain: Chain, op: MacOp, folding: Folding, order: np.ndarray, vectors: int, elements: int
 ) -> None:
     name = f"{module_name(op.name)}_mac"
-    bias = np.zeros(op.out_channels, dtype=np.int64)
-    if op.bias is not None:
-        bias = op.bias.codes << op.bias.shift
-    # sum w (x - z) = sum w x - z sum w: padded taps carry the code z, so this holds for every window.
-    bias = bias - op.input.zero * op.weights.codes.reshape(op.out_channels, -1).sum(axis=1)
     words = order.shape[0]
     folds = -(-op.out_channels // folding.out_lanes)
     codebook, fill = op.weights.codebook, 0
@@ -127,7 +122,7 @@ def _mac(
             weights=fold_weights(op.weights.codes, order, folding.out_lanes, fill),
             weight_width=op.weights.width,
             weight_signed=op.weights.signed,
-            bias=fold_bias(bias, folding.out_lanes),
+            bias=fold_bias(op.code_bias, folding.out_lanes),
             accumulator_width=op.accumulator_width,
             requant=op.requant,
             codebook=codebook,

@@ -32,6 +32,7 @@ from hwgen.ir import (
     Weights,
     mac_interval,
 )
+from hwgen.ir.ops.base import union_width
 from tests.strategies import networks, random_codes, random_network
 
 
@@ -73,6 +74,53 @@ def test_interval_ends_are_reached(network: Network) -> None:
                 else:
                     acc = op.acc(best[None])[0, channel]
                 assert acc == end[channel]
+
+
+@given(networks(hardware_only=False))
+def test_biases_of_dot_products_of_codes(network: Network) -> None:
+    """What a layer makes of codes 0, where no padding stands for other codes."""
+    for op in network.ops:
+        if isinstance(op, MacOp):
+            assert op.code_bias.dtype == np.int64
+            assert op.code_bias.shape == (op.out_channels,)
+            if not isinstance(op, Conv) or not op.geometry.padded or not op.input.zero:
+                acc = op.acc(np.zeros((1, *op.input.shape), dtype=np.int64))[0]
+                first = acc.reshape(len(acc), -1)[:, 0]
+                np.testing.assert_array_equal(op.code_bias, first)
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("biased", [True, False])
+def test_biases_behind_a_zero_point(biased: bool, padding: int) -> None:
+    """With padding by the code of 0, as hardware does it."""
+    rng = np.random.default_rng(padding)
+    codes, x = rng.integers(-2, 2, (3, 2, 2, 2)), rng.integers(0, 16, (1, 2, 4, 4))
+    bias = Bias(codes=np.array([1, -2, 3]), width=3, shift=2) if biased else None
+    source = replace(PIXELS, zero=5)
+    weights = Weights(codes=codes, width=2)
+    geometry = replace(WINDOW, padding=(padding,) * 4)
+    low, high = mac_interval(source, weights, bias, padded=padding > 0)
+    width = union_width(low, high)
+    op = Conv(
+        name="conv",
+        inputs=(INPUT,),
+        input=source,
+        weights=weights,
+        bias=bias,
+        geometry=geometry,
+        output=TensorType(shape=(3, 2 + padding, 2 + padding), width=width, signed=True),
+    )
+    added = np.array([4, -8, 12] if biased else [0, 0, 0])
+    np.testing.assert_array_equal(op.code_bias, added - 5 * codes.sum((1, 2, 3)))
+    padded = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)), constant_values=5)
+    steps = range(0, 4 + 2 * padding, 2)
+    dots = np.array(
+        [
+            [(codes * padded[0, :, i : i + 2, j : j + 2]).sum((1, 2, 3)) for j in steps]
+            for i in steps
+        ]
+    )
+    np.testing.assert_array_equal(op.acc(x)[0], (dots + op.code_bias).transpose(2, 0, 1))
 
 
 def test_padded_taps_may_be_zero() -> None:

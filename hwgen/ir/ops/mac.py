@@ -114,6 +114,17 @@ class MacOp(Op):
         """Multiply-accumulates of one frame, padded taps counted."""
         return self.weights.codes.size * self.output.pixels
 
+    @property
+    def code_bias(self) -> Codes:
+        """Biases for dot products of the codes themselves, int64 ``(out,)``; 0 where nothing is added.
+
+        ``sum w (x - z) = sum w x - z sum w``, the input's zero point being ``z``. A padded tap that
+        carries the code ``z`` contributes nothing, so this holds for every window.
+        """
+        sums: Codes = self.weights.codes.reshape(self.out_channels, -1).sum(axis=1)
+        own = 0 if self.bias is None else self.bias.values
+        return own - self.input.zero * sums
+
     def acc(self, x: Codes) -> Codes:
         """Accumulators ``(N, *output.shape)`` of the codes ``(N, *input.shape)``."""
         raise NotImplementedError
