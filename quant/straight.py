@@ -1,4 +1,4 @@
-"""Rounding and saturation whose gradients pass straight through, for fine-tuning."""
+"""Rounding and saturation of tensors; gradients that pass straight through, for fine-tuning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hwgen.ir import Fixed
 
-__all__ = ["TensorMap", "fixed_ste", "ste_round", "uniform_ste"]
+__all__ = ["TensorMap", "fixed_ste", "round_to_fixed", "ste_round", "uniform_ste"]
 
 TensorMap = Callable[[Tensor], Tensor]
 """What a forward pass makes of a tensor; of the same shape."""
@@ -75,3 +75,12 @@ def uniform_ste(scale: ArrayLike, low: int, high: int) -> TensorMap:
 def fixed_ste(form: Fixed) -> TensorMap:
     """Map to a fixed-point format; see :func:`uniform_ste`."""
     return uniform_ste(form.scale, form.low - form.zero, form.high - form.zero)
+
+
+def round_to_fixed(x: Tensor, form: Fixed) -> Tensor:
+    """The nearest values of a fixed-point format, ties up, saturated, in the tensor's own arithmetic.
+
+    For forward passes: the gradient is 0. See :func:`fixed_ste` for one that passes through.
+    """
+    codes = torch.floor(x * 2.0**form.frac + 0.5)
+    return codes.clamp_(form.low - form.zero, form.high - form.zero).mul_(form.scale)

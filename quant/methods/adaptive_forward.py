@@ -17,6 +17,7 @@ from hwgen.ir import INPUT, Fixed
 from quant import graph as fg
 from quant.assemble import Assembler
 from quant.formats import Floats
+from quant.straight import round_to_fixed
 
 __all__ = ["Forward", "one_thread"]
 
@@ -110,7 +111,7 @@ class Forward:
                 else:
                     found = node.evaluate(*inputs)
                 form = formats.get(node.name)
-                values[node.name] = found if form is None else _rounded(found, form)
+                values[node.name] = found if form is None else round_to_fixed(found, form)
 
 
 def _mac(node: fg.Conv | fg.Linear, weight: Floats, source: Tensor, bias_of: BiasOf) -> Tensor:
@@ -121,9 +122,3 @@ def _mac(node: fg.Conv | fg.Linear, weight: Floats, source: Tensor, bias_of: Bia
     bias = bias_of(node.name, found.numpy().mean(axis=tuple(axes), dtype=np.float64))
     shape = [-1 if axis == 1 else 1 for axis in range(found.ndim)]
     return found + torch.tensor(bias, dtype=found.dtype).reshape(shape)
-
-
-def _rounded(values: Tensor, form: Fixed) -> Tensor:
-    """Values as a format holds them."""
-    codes = torch.floor(values * 2.0**form.frac + 0.5)
-    return codes.clamp_(form.low - form.zero, form.high - form.zero) * 2.0**-form.frac

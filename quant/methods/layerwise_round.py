@@ -24,6 +24,7 @@ from quant.formats import Floats
 from quant.grouping import Group
 from quant.methods.layerwise_grids import Norm
 from quant.plan import LayerPlan, Plan
+from quant.straight import round_to_fixed
 
 __all__ = ["Calibrator", "RoundingProblem"]
 
@@ -346,8 +347,7 @@ class Calibrator:
         form = outputs.get(group.node.name)
         if form is None or group.keeps_format:
             return made
-        steps = torch.floor(made * 2.0**form.frac + 0.5)
-        return steps.clamp_(form.low - form.zero, form.high - form.zero).mul_(form.scale)
+        return round_to_fixed(made, form)
 
     def _offset(self, group: Group, outputs: Mapping[str, Fixed]) -> Floats | None:
         norm = self.norms.get(group.node.name)

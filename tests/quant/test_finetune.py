@@ -18,12 +18,13 @@ from quant.baseline import linear_plan, observe_graph, with_preprocessing
 from quant.config import LayerBits, QuantConfig
 from quant.datasets import load_dataset
 from quant.finetune import FineTuner, FinetuneRecipe, finetune, fixed_ste, ste_round, uniform_ste
+from quant.formats import decode, quantize_to
 from quant.graph import Conv, FloatGraph, Linear
 from quant.judge import Judge
 from quant.methods.result import float_accuracy
 from quant.plan import LayerPlan, Plan
 from quant.splits import Splits
-from quant.straight import TensorMap
+from quant.straight import TensorMap, round_to_fixed
 from tests.quant.floatgraphs import pixels, random_graph
 
 
@@ -155,6 +156,30 @@ def test_straight_through() -> None:
         [2.0, 3.0],
         [0.5, 0.0],
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "form",
+    [
+        Fixed(width=4, frac=1, signed=True),
+        Fixed(width=6, frac=9, signed=False),
+        Fixed(width=8, frac=-3, signed=False, zero=100),
+        Fixed(width=1, frac=0, signed=True),
+    ],
+)
+def test_round_to_fixed(form: Fixed, dtype: torch.dtype) -> None:
+    """As a tensor's codes are made, and as fine-tuning sees them; ties included."""
+    steps = np.arange(4 * form.low - 40, 4 * form.high + 40) / 4
+    noise = np.random.default_rng(1).normal(0, 1 << form.width, 200).round(3)
+    x = torch.tensor(np.append(steps, noise) * form.scale, dtype=dtype)
+    before = x.clone()
+    found = round_to_fixed(x, form)
+    assert found.dtype == dtype
+    assert torch.equal(x, before)
+    expected = decode(quantize_to(x.double().numpy(), form), form)
+    np.testing.assert_array_equal(found.double().numpy(), expected)
+    assert torch.equal(found, fixed_ste(form)(x))
 
 
 # --- that it learns
