@@ -7,7 +7,7 @@ needs nothing for it: its scales of activations are in effect real numbers, one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from quant import graph as fg
 from quant.formats import Floats
 from quant.grouping import Group, group_nodes
 
-__all__ = ["channel_readers", "channel_values", "equalise"]
+__all__ = ["channel_groups", "channel_values", "equalise"]
 
 TARGET_BITS = 5
 """Width for which a channel's range, and a tensor's, is chosen."""
@@ -45,11 +45,7 @@ def equalise(graph: fg.FloatGraph, images: NDArray[np.uint8]) -> fg.FloatGraph:
     images : uint8 array
         Calibration images ``(N, C, H, W)``.
     """
-    plans = {}
-    for group in group_nodes(graph):
-        readers = channel_readers(graph, group)
-        if readers:
-            plans[group.last.name] = (group, readers)
+    plans = {group.last.name: (group, readers) for group, readers in channel_groups(graph)}
     values = channel_values(graph, images, list(plans), SAMPLES)
     changed = {node.name: node for node in graph.nodes}
     for tensor, (group, readers) in plans.items():
@@ -60,7 +56,21 @@ def equalise(graph: fg.FloatGraph, images: NDArray[np.uint8]) -> fg.FloatGraph:
     return replace(graph, nodes=tuple(changed[node.name] for node in graph.nodes))
 
 
-def channel_readers(graph: fg.FloatGraph, group: Group) -> list[fg.Conv | fg.Linear] | None:
+def channel_groups(
+    graph: fg.FloatGraph,
+) -> Iterator[tuple[Group, list[fg.Conv | fg.Linear]]]:
+    """Layers with a ReLU whose channels a factor or a constant may change, in the network's order.
+
+    Each comes with the layers that take its channels, at most pooled and flattened, and so can take
+    the change back. Those whose channels anything else takes are left out.
+    """
+    for group in group_nodes(graph):
+        readers = _channel_readers(graph, group)
+        if readers:
+            yield group, readers
+
+
+def _channel_readers(graph: fg.FloatGraph, group: Group) -> list[fg.Conv | fg.Linear] | None:
     """The layers that take a group's channels, at most pooled and flattened; None if others do."""
     if not isinstance(group.node, fg.Conv | fg.Linear) or group.relu is None:
         return None

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from hwgen.ir import Fixed
 from quant import graph as fg
 from quant.formats import Floats, decode, quantize_to
-from quant.grouping import Group, group_nodes
-from quant.methods.layerwise_equalise import channel_readers, channel_values
+from quant.grouping import Group
+from quant.methods.layerwise_equalise import channel_groups, channel_values
 from quant.plan import LayerPlan, Plan
 
 __all__ = ["Norm", "find_norms"]
@@ -124,11 +124,11 @@ def find_norms(graph: fg.FloatGraph, images: NDArray[np.uint8]) -> Mapping[str, 
     images : uint8 array
         Calibration images ``(N, C, H, W)``.
     """
-    found = {}
-    for group in group_nodes(graph):
-        readers = channel_readers(graph, group)
-        if group.affine is not None and readers:
-            found[_used(graph, group.last.name)] = (group, readers)
+    found = {
+        _used(graph, group.last.name): (group, readers)
+        for group, readers in channel_groups(graph)
+        if group.affine is not None
+    }
     values = channel_values(graph, images, list(found), SAMPLES)
     return {
         group.node.name: Norm(

@@ -20,7 +20,7 @@ from quant.graph import ChannelAffine, Flatten, FloatGraph, MaxPool, Relu
 from quant.graph import Linear as FloatLinear
 from quant.judge import Judge
 from quant.methods.layerwise import LayerwiseOptions, layerwise
-from quant.methods.layerwise_equalise import equalise
+from quant.methods.layerwise_equalise import channel_groups, equalise
 from quant.methods.layerwise_grids import Norm, find_norms
 from quant.methods.layerwise_round import Calibrator
 from quant.methods.layerwise_search import Evaluations
@@ -126,8 +126,12 @@ def test_others_are_left_alone() -> None:
     graph = m.graph(m.linear(m.put(Flatten, m.put(Relu, y)), 3))
     images = np.random.default_rng(1).integers(0, 256, (20, 1, 8, 8), dtype=np.uint8)
     assert list(find_norms(graph, images)) == [graph.mac_nodes[0].name]
+    first, second, last = graph.mac_nodes
+    found = [(group.node, readers) for group, readers in channel_groups(graph)]
+    assert found == [(first, [second]), (second, [last])]
     result = replace(graph, nodes=graph.nodes[:4], output=x)  # its norm is the network's result
     assert not find_norms(result, images)
+    assert not list(channel_groups(result))
 
 
 @pytest.mark.parametrize("width", [2, 3, 4, 6, 8])
