@@ -81,6 +81,12 @@ class LayerInputs:
         self.total = self.total + values.sum(0, keepdim=True)
         self.count += len(values)
 
+    @property
+    def mean_input(self) -> Tensor:
+        """Mean over all images, ``(1, *shape)``."""
+        assert isinstance(self.total, Tensor)
+        return self.total / self.count
+
     def rounding(self, form: Fixed) -> Floats:
         """What rounding to a format adds to the weights."""
         weight = self.node.weight
@@ -111,8 +117,7 @@ class LayerInputs:
 
         A layer without its bias is linear, so that the mean input gives the mean error.
         """
-        assert isinstance(self.total, Tensor)
-        mean: Floats = self._outputs(change, self.total / self.count).mean((0, 2)).numpy()
+        mean: Floats = self._outputs(change, self.mean_input).mean((0, 2)).numpy()
         return mean
 
 

@@ -197,8 +197,7 @@ def train_individual(
 def _mean_input(seen: Statistics, name: str) -> Floats:
     """The mean input of a layer, laid out to broadcast to its weight."""
     layer = seen.layers[name]
-    assert isinstance(layer.total, torch.Tensor)
-    mean = (layer.total / layer.count).numpy()[0]
+    mean = layer.mean_input.numpy()[0]
     node = layer.node
     if isinstance(node, fg.Linear):
         features: Floats = mean[None, :]

@@ -75,6 +75,7 @@ def test_errors_of_rounded_weights_are_those_of_the_outputs(
     np.testing.assert_allclose(
         layer.mean_error(layer.rounding(form)), error.mean((0, 2, 3)), atol=1e-12
     )
+    np.testing.assert_allclose(layer.mean_input, images.mean(0, keepdim=True), atol=1e-12)
     kept = error[:: layer.every]
     plain = layer.squared_error(layer.rounding(form), corrected=False)
     np.testing.assert_allclose(plain, (kept**2).sum(), rtol=1e-9)
