@@ -87,6 +87,19 @@ class LayerInputs:
         assert isinstance(self.total, Tensor)
         return self.total / self.count
 
+    @property
+    def mean_by_weight(self) -> Floats:
+        """Mean over images and positions, laid out to broadcast to the layer's weight."""
+        node, mean = self.node, self.mean_input.numpy()[0]
+        if isinstance(node, Linear):
+            features: Floats = mean[None, :]
+            return features
+        out, taken = node.weight.shape[:2]
+        group = np.arange(out) // (out // node.groups)
+        channels = mean.reshape(len(mean), -1).mean(1)
+        placed: Floats = channels[group[:, None] * taken + np.arange(taken)][:, :, None, None]
+        return placed
+
     def rounding(self, form: Fixed) -> Floats:
         """What rounding to a format adds to the weights."""
         weight = self.node.weight

@@ -155,6 +155,14 @@ FLAGS: tuple[Flag, ...] = (
         help="store the clusters as they are, as a codebook",
     ),
     _flag(
+        "--no-refit",
+        "cluster",
+        to="refit",
+        action="store_const",
+        const=False,
+        help="do not fit the clusters to the outputs of their layers: the published steps alone",
+    ),
+    _flag(
         "--tune-epochs", "cluster", type=args.natural, help="of fine-tuning the clusters; default 2"
     ),
     _flag(

@@ -3,15 +3,14 @@
 Re-implemented from the published abstract: gradual magnitude pruning with fine-tuning between its
 steps; per layer K-means of the remaining weights from a start that a particle swarm finds, zero
 being a code of its own; then the centroids on the integer grid, so that hardware multiplies plain
-integers. Beyond it: the clusters as a codebook, other starts, exact clusters, and quantisation-aware
-fine-tuning at the end.
+integers. Beyond it: the clusters as a codebook, other starts, exact clusters, a fit of the clusters
+to the outputs of their layers, and quantisation-aware fine-tuning at the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from enum import Enum
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +20,22 @@ from hwgen.errors import BadInput
 from quant.assemble import Assembler
 from quant.baseline import linear_plan, observe_graph, with_preprocessing
 from quant.calibrate import Statistics
-from quant.checks import check_member, check_options, check_seed, check_whole
+from quant.checks import check_options, check_seed
 from quant.config import LayerBits, QuantConfig
-from quant.finetune import FineTuner, FinetuneRecipe
+from quant.finetune import FineTuner
 from quant.graph import FloatGraph
 from quant.judge import Judge
 from quant.methods.cluster_layers import (
     ClusteredLayer,
+    Compensated,
     cluster_layer,
     layer_plan,
     tuned_plan,
     tuning_map,
 )
+from quant.methods.cluster_options import ClusterOptions
 from quant.methods.cluster_prune import Pruner, Scope, sparsity_of
+from quant.methods.cluster_refit import refit
 from quant.methods.cluster_seeds import Seeding, Swarm
 from quant.methods.result import Result, compare, float_accuracy
 from quant.models import Preprocess
@@ -46,117 +48,6 @@ from quant.straight import fixed_ste
 __all__ = ["ClusterOptions", "Scope", "Seeding", "Swarm", "cluster", "prune"]
 
 CALIBRATION_IMAGES = 500
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterOptions:
-    """What :func:`cluster` does.
-
-    Parameters
-    ----------
-    bits : int
-        Of the codes of weights (of the indices, with a codebook), 2 to 8: ``2 ** bits`` clusters a
-        layer, that of the pruned weights included.
-    sparsity : float
-        Fraction of all weights that are pruned, 0 to below 1.
-    scope : Scope
-        Among which weights the smallest are found.
-    seeding : Seeding
-        Where K-means starts.
-    codebook : bool
-        Whether the clusters stay as they are, as a codebook, and are not put on an integer grid
-        of ``bits`` bits.
-    entry_bits : int
-        Bits of a codebook's entries, ``bits`` to 12.
-    epochs : int
-        Of pruning; 0 prunes at once and trains nothing.
-    rate : float
-        Largest learning rate of pruning.
-    ramp : float
-        Fraction of those epochs in which the sparsity rises; in the others the network recovers.
-    tune_epochs : int
-        Of quantisation-aware fine-tuning once the clusters are found, at a tenth of the rate. What
-        does better on the search set is kept, with or without.
-    mirror : bool
-        Whether training mirrors half of its images: right for photographs, wrong for digits.
-    batch : int
-        Training images in a step.
-    distill : float
-        Share of the loss that compares with the float network's outputs, 0 to 1.
-    images : int, optional
-        Use only the first so many training images; all by default.
-    activation_bits, bias_bits : int
-        2 to 16.
-    power_of_two : bool
-        Whether the step of the weights must be one: requantisers then need no multiplier.
-    swarm : Swarm
-
-    Raises
-    ------
-    BadInput
-        If a value is out of range.
-    """
-
-    bits: int = 4
-    sparsity: float = 0.8
-    scope: Scope = Scope.ADAPTIVE
-    seeding: Seeding = Seeding.PSO
-    codebook: bool = False
-    entry_bits: int = 8
-    epochs: int = 10
-    rate: float = 4e-3
-    ramp: float = 0.5
-    tune_epochs: int = 2
-    mirror: bool = False
-    batch: int = 128
-    distill: float = 0.5
-    images: int | None = None
-    activation_bits: int = 8
-    bias_bits: int = 16
-    power_of_two: bool = False
-    swarm: Swarm = field(default_factory=Swarm)
-
-    def __post_init__(self) -> None:
-        check_whole("bits", self.bits, 2, 8)
-        check_whole("entry_bits", self.entry_bits, self.bits, 12)
-        check_whole("activation_bits", self.activation_bits, 2, 16)
-        check_whole("bias_bits", self.bias_bits, 2, 16)
-        check_whole("epochs", self.epochs, 0)
-        check_whole("tune_epochs", self.tune_epochs, 0)
-        check_whole("batch", self.batch, 1)
-        if self.images is not None:
-            check_whole("images", self.images, 1)
-        check_member("scope", self.scope, Scope)
-        check_member("seeding", self.seeding, Seeding)
-        if not 0 <= self.sparsity < 1:
-            raise BadInput(
-                f"the sparsity must be at least 0 and below 1, not {self.sparsity}; 0.8 prunes"
-                " four weights of five"
-            )
-        if not 0 < self.ramp <= 1:
-            raise BadInput(f"the ramp of the sparsity must be above 0 and at most 1: {self.ramp}")
-        if self.codebook and self.seeding is Seeding.NONE:
-            raise BadInput("a codebook needs clusters; choose another seeding, or no codebook")
-        self.recipe(self.epochs, self.rate)
-
-    def recipe(self, epochs: int, rate: float) -> FinetuneRecipe:
-        """How to train for so many epochs."""
-        return FinetuneRecipe(
-            epochs=epochs, rate=rate, batch=self.batch, mirror=self.mirror, distill=self.distill
-        )
-
-    def pruning(self) -> dict[str, Any]:
-        """The options that decide the pruned network, as JSON values."""
-        names = ("sparsity", "scope", "epochs", "rate", "ramp", "mirror", "batch", "distill")
-        return {name: _plain(getattr(self, name)) for name in (*names, "images")}
-
-    def record(self) -> dict[str, Any]:
-        """All options as JSON values."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
-
-
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, Enum) else value
 
 
 def prune(
@@ -228,18 +119,26 @@ def cluster(
     assembler = Assembler(sparse)
     clusters = run.clusters(sparse)
     with run.progress.steps("quantise", 1) as advance:
-        plan = _plan(assembler, seen, clusters, options)
+        plan, fitted = _plan(assembler, seen, clusters, options), clusters
+        if options.refit:
+            images = splits.search_images[:CALIBRATION_IMAGES]
+            fitted, plan = refit(assembler, images, clusters, plan, options)
         network = assembler.assemble(plan, name)
         score = Judge(splits.search_images, splits.search_labels).score(network)
         advance(1, 1, f"{score.accuracy:.2%}")
     run.history.append({"step": "cluster", "search": score.accuracy})
     best = (score, network, plan, sparse)
     if options.tune_epochs:
-        tuned = run.tuned(assembler, sparse, clusters, plan)
+        tuned = run.tuned(assembler, seen, sparse, fitted, plan)
         layers = {
-            node.name: tuned_plan(node, clusters[node.name], plan.layer(node.name), inputs)
+            node.name: tuned_plan(
+                node,
+                fitted[node.name],
+                plan.layer(node.name),
+                seen.layers[node.name],
+                compensated=options.refit,
+            )
             for node in tuned.mac_nodes
-            for inputs in [seen.layers[node.name]]
         }
         plan = plan.with_layers(**layers)
         network = assembler.assemble(plan, name)
@@ -273,6 +172,15 @@ def _plan(
         for node in assembler.graph.mac_nodes
     }
     return base.with_layers(**layers)
+
+
+def _moved(sparse: FloatGraph, clusters: Mapping[str, ClusteredLayer], plan: Plan) -> FloatGraph:
+    """The network whose weights are their clusters' levels, with the plan's biases."""
+    found = {
+        n.name: replace(n, weight=clusters[n.name].weights, bias=plan.layer(n.name).bias)
+        for n in sparse.mac_nodes
+    }
+    return replace(sparse, nodes=tuple(found.get(node.name, node) for node in sparse.nodes))
 
 
 class _Run:
@@ -337,19 +245,26 @@ class _Run:
     def tuned(
         self,
         assembler: Assembler,
+        seen: Statistics,
         sparse: FloatGraph,
         clusters: Mapping[str, ClusteredLayer],
         plan: Plan,
     ) -> FloatGraph:
         """The network fine-tuned with its clusters and formats in the forward pass."""
         options = self.options
+        maps = {n: tuning_map(clusters[n], plan.layer(n)) for n in plan.layers}
+        made = {n: Compensated(maps[n], seen.layers[n]) for n in maps if options.refit}
+        # On the integer grid weights begin where pruning left them: from the middle of their steps
+        # short training would move none to another.
+        fitted = options.refit and options.codebook
         tuner = FineTuner(
-            sparse,
+            _moved(sparse, clusters, plan) if fitted else sparse,
             images=self._images,
             labels=self._labels,
             recipe=options.recipe(options.tune_epochs, options.rate / 10),
             seed=self._seed + 1,
-            weights={n: tuning_map(clusters[n], plan.layer(n)) for n in plan.layers},
+            weights=maps | {n: one.weights for n, one in made.items()},
+            biases={n: one.biases for n, one in made.items()},
             outputs={
                 group.last.name: fixed_ste(plan.outputs[group.node.name])
                 for group in assembler.makers

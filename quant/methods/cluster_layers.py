@@ -24,7 +24,15 @@ from quant.methods.cluster_seeds import Seeding, Swarm, clustered
 from quant.plan import LayerPlan, tensor_scale
 from quant.straight import TensorMap, uniform_ste
 
-__all__ = ["ClusteredLayer", "cluster_layer", "layer_plan", "tuned_plan", "tuning_map"]
+__all__ = [
+    "ClusteredLayer",
+    "Compensated",
+    "cluster_layer",
+    "grid_steps",
+    "layer_plan",
+    "tuned_plan",
+    "tuning_map",
+]
 
 STEPS = np.geomspace(1.05, 0.3, 32)
 """Multiples of the step without saturation that are tried for the integer grid."""
@@ -131,7 +139,7 @@ def layer_plan(
     def error(step: float) -> float:
         return inputs.squared_error(codes_at(step) * step - node.weight, corrected=True)
 
-    step = min(_steps(layer.levels, high, power_of_two=power_of_two), key=error)
+    step = min(grid_steps(layer.levels, high, power_of_two=power_of_two), key=error)
     codes = codes_at(step)
     entries = np.unique(np.append(codes, 0)).tolist()
     return LayerPlan(
@@ -144,7 +152,18 @@ def layer_plan(
     )
 
 
-def _steps(levels: Floats, high: int, *, power_of_two: bool) -> list[float]:
+def grid_steps(levels: Floats, high: int, *, power_of_two: bool) -> list[float]:
+    """Steps to try for the integer grid, falling.
+
+    Parameters
+    ----------
+    levels : float64 array
+        ``(k,)``.
+    high : int
+        Largest code.
+    power_of_two : bool
+        Whether they must be powers of two.
+    """
     if not levels.any():
         return [1.0]
     steps = covering_step(levels, high) * STEPS
@@ -174,8 +193,40 @@ def tuning_map(layer: ClusteredLayer, plan: LayerPlan) -> TensorMap:
     return centroids
 
 
+class Compensated:
+    """A map of a layer's weights, with biases less the mean that it adds to the outputs.
+
+    Parameters
+    ----------
+    mapped : callable
+    inputs : LayerInputs
+        What the layer reads on calibration images.
+    """
+
+    def __init__(self, mapped: TensorMap, inputs: LayerInputs) -> None:
+        self._mapped = mapped
+        self._mean = torch.tensor(inputs.mean_by_weight, dtype=torch.float32)
+        self._change: Tensor | None = None
+
+    def weights(self, w: Tensor) -> Tensor:
+        """The map itself; call it before :meth:`biases` in every forward pass."""
+        found = self._mapped(w)
+        self._change = found - w
+        return found
+
+    def biases(self, b: Tensor) -> Tensor:
+        """The map of the biases ``(out,)``."""
+        assert self._change is not None
+        return b - (self._change * self._mean).flatten(1).sum(1)
+
+
 def tuned_plan(
-    node: Conv | Linear, layer: ClusteredLayer, plan: LayerPlan, inputs: LayerInputs
+    node: Conv | Linear,
+    layer: ClusteredLayer,
+    plan: LayerPlan,
+    inputs: LayerInputs,
+    *,
+    compensated: bool = False,
 ) -> LayerPlan:
     """The plan after fine-tuning with :func:`tuning_map`.
 
@@ -188,12 +239,18 @@ def tuned_plan(
         Of before.
     inputs : LayerInputs
         As for :func:`layer_plan`.
+    compensated : bool
+        Whether it was trained with :class:`Compensated` biases.
     """
     weights = node.weight
     if plan.codebook is None:
         low, high = code_range(plan.width)
         codes = uniform_codes(weights, plan.scale[0], low, high)
-        return replace(plan, codes=codes * (layer.bins > 0), bias=node.bias)
+        found = replace(plan, codes=codes * (layer.bins > 0), bias=node.bias)
+        if not compensated:
+            return found
+        added = (found.weights - weights) * inputs.mean_by_weight
+        return replace(found, bias=node.bias - added.reshape(len(added), -1).sum(1))
     number = np.bincount(layer.bins.reshape(-1), minlength=len(layer.levels) + 1)[1:]
     total = np.bincount(
         layer.bins.reshape(-1), weights=weights.reshape(-1), minlength=len(number) + 1

@@ -15,11 +15,9 @@ from hwgen.ir import INPUT, Network
 from quant import graph as fg
 from quant.assemble import Assembler
 from quant.baseline import linear_plan, observe_graph
-from quant.calibrate import Statistics
 from quant.config import LayerBits, QuantConfig
 from quant.expand import resize
 from quant.finetune import FineTuner, FinetuneRecipe
-from quant.formats import Floats
 from quant.judge import Judge, Score
 from quant.methods.evolve_grids import ActivationGrid, BiasCorrection, WeightGrid
 from quant.plan import LayerPlan, Plan
@@ -162,7 +160,7 @@ def train_individual(
         for group in assembler.makers
         if group.node.name in genes
     }
-    biases = {n: BiasCorrection(grid, _mean_input(seen, n)) for n, grid in weights.items()}
+    biases = {n: BiasCorrection(grid, seen.layers[n].mean_by_weight) for n, grid in weights.items()}
     outputs = _output_grids(assembler, start, settled)
     tuner = FineTuner(
         graph,
@@ -192,21 +190,6 @@ def train_individual(
         graph=trained,
         score=trainer.judge.score(network),
     )
-
-
-def _mean_input(seen: Statistics, name: str) -> Floats:
-    """The mean input of a layer, laid out to broadcast to its weight."""
-    layer = seen.layers[name]
-    mean = layer.mean_input.numpy()[0]
-    node = layer.node
-    if isinstance(node, fg.Linear):
-        features: Floats = mean[None, :]
-        return features
-    out, taken = node.weight.shape[:2]
-    group = np.arange(out) // (out // node.groups)
-    channels = mean.reshape(len(mean), -1).mean(1)
-    placed: Floats = channels[group[:, None] * taken + np.arange(taken)][:, :, None, None]
-    return placed
 
 
 def _output_grids(assembler: Assembler, start: Plan, settled: int) -> dict[str, ActivationGrid]:

@@ -8,7 +8,7 @@ et al., arXiv 2210.17323), then improved by coordinate descent. The bias makes u
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -316,18 +316,39 @@ class Calibrator:
         dict of str to RoundingProblem
             By layer: gives the same layer at other widths.
         """
+        problems: dict[str, RoundingProblem] = {}
+
+        def solve(group: Group, problem: RoundingProblem) -> LayerPlan:
+            name = group.node.name
+            problem.offset, problems[name] = self._offset(group, outputs), problem
+            return problem.solve(widths[name], bias_width)
+
+        return Plan(layers=self.walk(outputs, solve), outputs=dict(outputs)), problems
+
+    def walk(
+        self,
+        outputs: Mapping[str, Fixed],
+        solve: Callable[[Group, RoundingProblem], LayerPlan],
+    ) -> dict[str, LayerPlan]:
+        """Constants of each layer from the inputs that those before it leave to it.
+
+        Parameters
+        ----------
+        outputs : mapping of str to Fixed
+            As :class:`.Plan` has them.
+        solve : callable
+            Called from the first layer to the last.
+        """
         values: dict[str, Tensor] = {fg.INPUT: self.images.to(torch.float32)}
         groups = self.assembler.groups
         last = {name: index for index, group in enumerate(groups) for name in group.node.inputs}
-        layers, problems = {}, {}
+        layers = {}
         with torch.no_grad():
             for index, group in enumerate(groups):
                 node = group.node
                 inputs = [values[name] for name in node.inputs]
                 if isinstance(node, fg.Conv | fg.Linear):
-                    problem = problems[node.name] = self.problem(group, inputs[0])
-                    problem.offset = self._offset(group, outputs)
-                    plan = layers[node.name] = problem.solve(widths[node.name], bias_width)
+                    plan = layers[node.name] = solve(group, self.problem(group, inputs[0]))
                     made = _evaluate(node, plan, inputs[0])
                 else:
                     made = node.evaluate(*inputs)
@@ -335,7 +356,7 @@ class Calibrator:
                 for name in node.inputs:
                     if last[name] == index:
                         values.pop(name, None)
-        return Plan(layers=layers, outputs=dict(outputs)), problems
+        return layers
 
     def _output(self, group: Group, made: Tensor, outputs: Mapping[str, Fixed]) -> Tensor:
         """A group's tensor in its format."""
