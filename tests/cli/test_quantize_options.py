@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from hwgen.cli import idle, parser, quantize
+from hwgen.cli.quantize_flags import FLAGS, STUDY, Flag
 from hwgen.flow import methods as flow_methods
 from hwgen.flow.methods import METHODS, options_class
 from quant.data.dataset import Dataset
@@ -21,16 +22,16 @@ from tests.cli.quantize_case import TINY, Refused
 # Options.
 
 
-def foreign() -> list[tuple[str, quantize.Flag]]:
+def foreign() -> list[tuple[str, Flag]]:
     return [
         (method, flag)
-        for flag in (*quantize.FLAGS, quantize.STUDY)
+        for flag in (*FLAGS, STUDY)
         for method in METHODS
         if method not in flag.methods
     ]
 
 
-def value_of(flag: quantize.Flag) -> list[str]:
+def value_of(flag: Flag) -> list[str]:
     settings = flag.settings
     if "const" in settings:
         return []
@@ -45,7 +46,7 @@ def value_of(flag: quantize.Flag) -> list[str]:
 
 @pytest.mark.parametrize("method, flag", foreign(), ids=lambda x: getattr(x, "name", x))
 def test_options_of_other_methods(
-    refused: Refused, tmp_path: Path, method: str, flag: quantize.Flag
+    refused: Refused, tmp_path: Path, method: str, flag: Flag
 ) -> None:
     text = refused(*TINY, "--method", method, flag.name, *value_of(flag), "--out", tmp_path / "x")
     assert f"{flag.name} is an option of --method {flag.methods[0]}" in text
@@ -61,8 +62,8 @@ def test_options_of_the_baseline(refused: Refused, tmp_path: Path, option: tuple
     assert f"{option[0]} is an option of --method linear" in text
 
 
-@pytest.mark.parametrize("flag", quantize.FLAGS, ids=lambda flag: flag.name)
-def test_every_option_is_a_field(flag: quantize.Flag) -> None:
+@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
+def test_every_option_is_a_field(flag: Flag) -> None:
     """The choices of the command line are the members of the options' enumerations."""
     for method in flag.methods:
         cls = options_class(method)
@@ -166,7 +167,7 @@ def test_the_weight_of_multiplications() -> None:
 
 def test_idle_options_are_options() -> None:
     """A rule names an option of its method, or one that is not there yet would never be refused."""
-    known = {(flag.name, method) for flag in quantize.FLAGS for method in flag.methods}
+    known = {(flag.name, method) for flag in FLAGS for method in flag.methods}
     assert {(rule.flag, rule.method) for rule in idle.RULES} <= known
 
 
@@ -236,7 +237,7 @@ def test_images(
 
 def test_help_tells_the_defaults() -> None:
     """What a method takes where nothing is typed stands in the help of its option."""
-    for flag in quantize.FLAGS:
+    for flag in FLAGS:
         for method in flag.methods:
             value = getattr(options_class(method)(), flag.target)
             shown = f"{value:g}" if isinstance(value, float) else str(value)
