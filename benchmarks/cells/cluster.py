@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,7 +46,9 @@ INTRODUCTION = (
     " 8 bits, biases of 16. Differences in percentage points against 8-bit quantisation of the same"
     " pruned network. *Squares* is the within-cluster sum of squares as a multiple of the least that"
     " there is, averaged over the layers. *none* puts each weight on the grid by itself, with the"
-    " step of the least error at the layer's outputs. Several seeds: mean, least to most."
+    " step of the least error at the layer's outputs. *Fitted*: levels, codes and biases are then fitted"
+    " to the layers' outputs on calibration images, and biases make up for rounding in fine-tuning;"
+    " without it: the published steps. Several seeds: mean, least to most."
 )
 NOISE = 0.005
 """About one standard error of the accuracy on 10,000 images."""
@@ -76,7 +78,7 @@ def cells(quick: bool) -> list[Cell]:
                     name=f"cluster-{network}-{_label(options)}-s{seed}",
                     run=partial(_cluster, network=network, options=options, seed=seed),
                     config={
-                        "options": options.record(),
+                        "options": _settings(options),
                         "seed": seed,
                         **(TUNED_CODEBOOKS if options.codebook and options.tune_epochs else {}),
                     },
@@ -87,6 +89,8 @@ def cells(quick: bool) -> list[Cell]:
 
 def _variants(base: ClusterOptions, *, few: bool) -> Iterator[tuple[ClusterOptions, int]]:
     """Options and seeds: all starts without tuning, then some with; ``few`` leaves out some."""
+    fitted = _fitted(base, few=few)
+    base = replace(base, refit=False)
     plain = replace(base, tune_epochs=0)
     for bits in (5, 4):
         for seeding in (*_MAIN, Seeding.PLUSPLUS, Seeding.NONE) if few else Seeding:
@@ -108,6 +112,35 @@ def _variants(base: ClusterOptions, *, few: bool) -> Iterator[tuple[ClusterOptio
         yield replace(tuned, bits=4, codebook=True), 0
         yield replace(tuned, bits=3), 0
         yield replace(tuned, bits=3, codebook=True), 0
+    yield from fitted
+
+
+def _fitted(base: ClusterOptions, *, few: bool) -> Iterator[tuple[ClusterOptions, int]]:
+    """Those whose clusters are fitted to the outputs of their layers."""
+    plain = replace(base, tune_epochs=0)
+    others = (Seeding.EXACT,) if few else (Seeding.EXACT, Seeding.PLUSPLUS, Seeding.NONE)
+    for bits in (5, 4):
+        for seeding in (Seeding.PSO, *others):
+            options = replace(plain, bits=bits, seeding=seeding)
+            seeds = SEEDS if seeding in CHANCE and not few else SEEDS[:1]
+            yield from ((options, seed) for seed in seeds)
+        for seeding in () if few else _MAIN:
+            options = replace(plain, bits=bits, seeding=seeding, codebook=True)
+            yield from ((options, seed) for seed in (SEEDS if seeding in CHANCE else SEEDS[:1]))
+    tuned = replace(base, bits=4, tune_epochs=1 if few else 2)
+    yield tuned, 0
+    if not few:
+        yield replace(tuned, seeding=Seeding.EXACT), 0
+        yield replace(tuned, codebook=True), 0
+        yield replace(tuned, bits=3), 0
+
+
+def _settings(options: ClusterOptions) -> dict[str, Any]:
+    """The options as JSON values; without the fit as they were before there was one."""
+    found = options.record()
+    if not options.refit:
+        del found["refit"]
+    return found
 
 
 _MAIN = (Seeding.PSO, Seeding.EXACT)
@@ -116,6 +149,7 @@ _MAIN = (Seeding.PSO, Seeding.EXACT)
 def _label(options: ClusterOptions) -> str:
     parts = [f"b{options.bits}", "codebook" if options.codebook else "linear"]
     parts.append(options.seeding.value.replace("+", "p"))
+    parts += ["refit"] if options.refit else []
     parts += [f"tuned{options.tune_epochs}"] if options.tune_epochs else []
     parts += ["p2"] if options.power_of_two else []
     return "-".join(parts)
@@ -216,7 +250,7 @@ def _heading(eight: Mapping[str, Any], mine: list[dict[str, Any]]) -> str:
         )
         seen = mine[0]["search"]["seen_in_training"]
         text += ", which it saw in training." if seen else "."
-        store = next((r["storage"] for r in mine if _kind(r)[:2] == (4, False)), None)
+        store = next((r["storage"] for r in mine if _kind(r).form == "4 bits, linear"), None)
         if store:
             text += (
                 f" Weights at 4 bits: {store['dense']:,} bits stored ({store['float32']:,} in"
@@ -226,9 +260,45 @@ def _heading(eight: Mapping[str, Any], mine: list[dict[str, Any]]) -> str:
     return text
 
 
-def _kind(result: Mapping[str, Any]) -> tuple[int, bool, str, int, bool]:
+class _Kind(NamedTuple):
+    """What results of several seeds have in common."""
+
+    bits: int
+    codebook: bool
+    refit: bool
+    seeding: str
+    tuned: bool
+    power_of_two: bool
+
+    @property
+    def form(self) -> str:
+        """In words, without the start."""
+        words = [f"{self.bits} bits", "codebook" if self.codebook else "linear"]
+        words += ["step 2^n"] if self.power_of_two else []
+        return ", ".join([*words, *(["tuned"] if self.tuned else [])])
+
+
+def _kind(result: Mapping[str, Any]) -> _Kind:
     o = result["options"]
-    return o["bits"], o["codebook"], o["seeding"], o["tune_epochs"], o["power_of_two"]
+    return _Kind(
+        bits=o["bits"],
+        codebook=o["codebook"],
+        refit=o.get("refit", False),  # results from before there was a fit do not tell
+        seeding=o["seeding"],
+        tuned=o["tune_epochs"] > 0,
+        power_of_two=o["power_of_two"],
+    )
+
+
+def _groups(results: Iterable[dict[str, Any]]) -> dict[_Kind, list[dict[str, Any]]]:
+    groups: dict[_Kind, list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(_kind(result), []).append(result)
+    return groups
+
+
+def _test(found: Iterable[dict[str, Any]]) -> float:
+    return mean(result["test"]["integer"] for result in found)
 
 
 def _squares(result: Mapping[str, Any]) -> float:
@@ -239,86 +309,83 @@ def _squares(result: Mapping[str, Any]) -> float:
 
 
 def _table(mine: Iterable[dict[str, Any]], eight: Mapping[str, Any], *, tuned: bool) -> str:
-    groups: dict[Any, list[dict[str, Any]]] = {}
-    for result in mine:
-        if bool(result["options"]["tune_epochs"]) == tuned:
-            groups.setdefault(_kind(result), []).append(result)
+    groups = {kind: found for kind, found in _groups(mine).items() if kind.tuned == tuned}
     if not groups:
         return ""
     rows = []
-    for (bits, codebook, seeding, _, p2), found in sorted(
-        groups.items(), key=lambda item: (item[0][1], -item[0][0])
+    for kind, found in sorted(
+        groups.items(), key=lambda item: (item[0].codebook, -item[0].bits, item[0].refit)
     ):
         tests = [r["test"]["integer"] for r in found]
-        lost = eight["test"]["integer"] - mean(tests)
         spread = f" ({percent(min(tests))} to {percent(max(tests))})" if len(tests) > 1 else ""
-        form = ("codebook" if codebook else "linear") + (", step 2^n" if p2 else "")
         rows.append(
             (
-                form,
-                bits,
-                seeding,
-                "-" if seeding == "none" else f"{mean(_squares(r) for r in found):.3f}",
+                ("codebook" if kind.codebook else "linear")
+                + (", step 2^n" if kind.power_of_two else ""),
+                kind.bits,
+                "yes" if kind.refit else "no",
+                kind.seeding,
+                "-" if kind.seeding == "none" else f"{mean(_squares(r) for r in found):.3f}",
                 percent(mean(tests)) + spread,
-                points(lost),
+                points(eight["test"]["integer"] - mean(tests)),
                 points(eight["search"]["integer"] - mean(r["search"]["integer"] for r in found)),
             )
         )
     title = "With quantisation-aware fine-tuning" if tuned else "Without further training"
-    header = ("form", "bits", "start", "squares", "test", "lost, test", "lost, search")
+    header = ("form", "bits", "fitted", "start", "squares", "test", "lost, test", "lost, search")
     return f"{title}:\n\n{markdown_table(header, rows)}"
 
 
 def _verdict(mine: list[dict[str, Any]], eight: Mapping[str, Any]) -> str:
     """The expectations, and where the swarm stands."""
-    lines = []
+    groups, lines = _groups(mine), []
     for bits, most in EXPECTED.items():
         for tuned in (False, True):
-            found = [
-                r["test"]["integer"]
-                for r in mine
-                if _kind(r)[:3] == (bits, False, "pso")
-                and bool(r["options"]["tune_epochs"]) == tuned
-                and not r["options"]["power_of_two"]
-            ]
-            if found:
-                lost = eight["test"]["integer"] - mean(found)
-                how = "tuned" if tuned else "not tuned"
-                word = "met" if lost <= most else "missed"
-                lines.append(
-                    f"- {bits} bits, particle swarm, linear, {how}: {points(lost)} points lost,"
-                    f" expected at most {points(most, 0)}: {word}."
-                )
-    exact = {
-        _kind(r)[:2]: r
-        for r in mine
-        if r["options"]["seeding"] == "exact" and not r["options"]["tune_epochs"]
-    }
+            for refit in (False, True):
+                found = groups.get(_Kind(bits, False, refit, "pso", tuned, False))
+                if found:
+                    lost = eight["test"]["integer"] - _test(found)
+                    lines.append(
+                        f"- {bits} bits, particle swarm, linear, {_how(refit)},"
+                        f" {'tuned' if tuned else 'not tuned'}: {points(lost)} points lost, expected"
+                        f" at most {points(most, 0)}: {'met' if lost <= most else 'missed'}."
+                    )
+    for refit in (False, True):
+        lines += _swarm(groups, refit=refit)
+    return "\n".join(lines)
+
+
+def _how(refit: bool) -> str:
+    return "fitted" if refit else "published steps"
+
+
+def _swarm(groups: Mapping[_Kind, list[dict[str, Any]]], *, refit: bool) -> list[str]:
+    """Where the swarm's start does better than exact clusters, with or without the fit."""
+    lines = []
     places: dict[str, list[str]] = {"it is": [], "it is not": [], "it hardly differs": []}
-    for key, other in exact.items():
-        swarm = [
-            r for r in mine if _kind(r)[:3] == (*key, "pso") and not r["options"]["tune_epochs"]
-        ]
-        if swarm:
-            gain = mean(r["test"]["integer"] for r in swarm) - other["test"]["integer"]
-            form = f"{key[0]} bits, {'codebook' if key[1] else 'linear'}"
-            alike = abs(gain) <= NOISE
-            places["it hardly differs" if alike else "it is" if gain > 0 else "it is not"].append(
-                form
-            )
-            lines.append(
-                f"- {form}: the swarm's clusters have"
-                f" {mean(_squares(r) for r in swarm):.3f} times the squares of exact clusters, and"
-                f" {points(abs(gain))} points {'more' if gain >= 0 else 'less'} accuracy on test."
-            )
-    if any(places.values()):
-        told = [f"{word} at {' and '.join(found)}" for word, found in places.items() if found]
+    for kind, other in groups.items():
+        swarm = groups.get(kind._replace(seeding="pso"))
+        if kind.seeding != "exact" or kind.refit != refit or swarm is None:
+            continue
+        gain = _test(swarm) - _test(other)
+        alike = abs(gain) <= NOISE
+        places["it hardly differs" if alike else "it is" if gain > 0 else "it is not"].append(
+            kind.form
+        )
         lines.append(
-            "- Is the swarm more accurate on test than exact clusters, by more than"
-            f" {points(NOISE, 1)} points? Without tuning {'; '.join(told)}. In squares it never is"
+            f"- {kind.form}, {_how(refit)}: the swarm's clusters have"
+            f" {mean(_squares(r) for r in swarm):.3f} times the squares of exact clusters"
+            f"{' before the fit' if refit else ''}, and {points(abs(gain))} points"
+            f" {'more' if gain >= 0 else 'less'} accuracy on test."
+        )
+    if lines:
+        told = [f"{word} at {'; '.join(found)}" for word, found in places.items() if found]
+        lines.append(
+            f"- Is the swarm more accurate on test than exact clusters, {_how(refit)}, by more than"
+            f" {points(NOISE, 1)} points? {'. '.join(t.capitalize() for t in told)}. In squares it never is"
             " better, as exact clusters have the least."
         )
-    return "\n".join(lines)
+    return lines
 
 
 COLOURS = {
@@ -344,7 +411,10 @@ def _plot(
         shown = [
             r
             for r in results.values()
-            if r["network"] == network and "options" in r and not r["options"]["tune_epochs"]
+            if r["network"] == network
+            and "options" in r
+            and not _kind(r).tuned
+            and not _kind(r).refit
         ]
         for (bits, codebook), colour in COLOURS.items():
             alike = [r for r in shown if _kind(r)[:2] == (bits, codebook)]
@@ -364,6 +434,8 @@ def _plot(
                 settings = {"marker": marker, "linestyle": "", "markersize": 5}
                 axis.plot([], [], color="grey", label=f"start: {seeding}", **settings)
         axis.axhline(100 * eight["test"]["integer"], color="grey", linestyle=":", label="8 bits")
-        axis.set(title=network, xlabel="squares / least", ylabel="test accuracy, %")
+        axis.set(
+            title=f"{network}, published steps", xlabel="squares / least", ylabel="test accuracy, %"
+        )
         axis.legend(fontsize=7)
     figure.savefig(out / "cluster.png", dpi=120, metadata={"Software": None})
