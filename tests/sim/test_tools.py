@@ -66,6 +66,18 @@ def test_old_verilator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         tools.find_verilator()
 
 
+@pytest.mark.usefixtures("fresh")
+def test_perl_without_its_modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = "Can't locate FindBin.pm in @INC (@INC contains: /etc/perl)"
+    for name in ("verilator", "perl"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "{text}" >&2\nexit 2\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingTool, match="apt-get install perl.*FindBin"):
+        tools.find_verilator()
+
+
 def test_fst_without_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if missing := missing_tools(Simulator.VERILATOR):
         raise MissingTool("; ".join(missing))
