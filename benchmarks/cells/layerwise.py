@@ -19,11 +19,17 @@ from quant.splits import Splits
 VERSION = 1
 """Of the method: raise it when its results change, so that all cells are measured again."""
 
+FIT = 2
+"""Of the fit of weights in the improved mode: raise it when its results change, so that all cells but the
+paper's are measured again."""
+
 IMPROVED = LayerwiseOptions(tries=60)
 PAPER = LayerwiseOptions(mode=LayerwiseMode.PAPER)
 NEAR = replace(IMPROVED, tolerance=0.009, multiplications=1.5)
 """Nearer to the limit of 1 %: 10,000 images that search does not choose by confirm the network. Of the
 cost of multiplications more is wanted than of memory."""
+AIMED = LayerwiseOptions(memory_saved=0.48, multiplications_saved=0.68, tries=60)
+"""The most accurate of the networks that save what is expected, instead of the cheapest."""
 DEEP = LayerwiseOptions(tries=24, images=4_000)
 """For networks of tens of millions of multiply-accumulates an image."""
 
@@ -67,6 +73,10 @@ class Study:
         options = self.options.table()
         if self.options.mode is LayerwiseMode.PAPER:
             del options["multiplications"]  # the paper's walk knows no such weight
+        else:
+            options["fit"] = FIT
+        if self.options.aim is None:
+            del options["memory_saved"], options["multiplications_saved"]
         return {"options": options, "on_test": self.on_test}
 
 
@@ -75,6 +85,8 @@ FULL = (
     Study(network="lenet5-mnist", label="paper", options=PAPER),
     Study(network="lenet5-cifar10", label="improved", options=NEAR, expected=(0.48, 0.68)),
     Study(network="lenet5-own-cifar10", label="improved", options=NEAR, expected=(0.48, 0.68)),
+    Study(network="lenet5-cifar10", label="aimed", options=AIMED, expected=(0.48, 0.68)),
+    Study(network="lenet5-own-cifar10", label="aimed", options=AIMED, expected=(0.48, 0.68)),
     Study(network="lenet5-cifar10", label="shifts", options=replace(NEAR, multipliers=False)),
     Study(network="lenet5-cifar10", label="paper", options=PAPER),
     Study(

@@ -7,9 +7,7 @@ Quantized Inference on Embedded Platforms" (arXiv 2102.02147, 2021).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from enum import Enum
-from math import ceil, isfinite
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +18,16 @@ from hwgen.errors import BadInput
 from hwgen.ir import Network
 from quant.assemble import Assembler
 from quant.baseline import observe_graph, with_preprocessing
-from quant.checks import check_member, check_options, check_seed, check_whole
+from quant.checks import check_options, check_seed
 from quant.cost import network_cost
 from quant.graph import FloatGraph
 from quant.grouping import group_nodes
 from quant.judge import Judge
+from quant.methods.layerwise_aim import AimedSearch
 from quant.methods.layerwise_equalise import equalise
 from quant.methods.layerwise_float import RoundedFloat
 from quant.methods.layerwise_grids import find_norms
+from quant.methods.layerwise_options import LayerwiseMode, LayerwiseOptions
 from quant.methods.layerwise_paper import (
     PaperSearch,
     largest_values,
@@ -60,135 +60,11 @@ PROBED_MACS = 10**10
 FEWEST_TRAINING = 20
 """Training images without which there is nothing to fit to and to confirm with."""
 
-FEWEST, MOST_FITTED = 300, 5_000
+FEWEST, MOST_FITTED = 300, 10_000
 """Fewest images of any of these, and most to which weights are fitted."""
 
 MOST_CONTROL = 10_000
 """Most training images that confirm what the search chose."""
-
-
-class LayerwiseMode(Enum):
-    """How widths are searched."""
-
-    IMPROVED = "improved"
-    """Integer networks, unsigned behind a ReLU, weights fitted to their formats, gain per bit."""
-    PAPER = "paper"
-    """The paper's formats and walk on the float network with rounded tensors."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerwiseOptions:
-    """Parameters of :func:`layerwise`.
-
-    Parameters
-    ----------
-    mode : LayerwiseMode
-    tolerance : float, optional
-        In the paper's mode its T, half of ``max_drop`` by default: weights may lose so much of the
-        accuracy, activations as much again. In the improved mode the relative drop that is allowed
-        on the search images, by default three quarters of ``max_drop``, because the network is
-        chosen for them.
-    max_drop : float
-        The relative drop that is allowed in the end.
-    images : int, optional
-        Search images that are judged, the first ones. By default all, in the improved mode as many
-        as some 1e11 multiply-accumulates take, at least 300.
-    calibration : int
-        Training images (search images in the paper's mode) that give the ranges of activations.
-    tries : int
-        Improved: networks a bit narrower somewhere that are tried in the end.
-    bias_bits : int
-        Improved: width of the biases.
-    multipliers : bool
-        Improved: whether requantisers may multiply. Scales of weights are then real numbers, one a
-        channel; else they are powers of two where no batch norm brings multipliers.
-    scale_bits : int
-        Improved: most bits of a multiplier, 2 to 24.
-    multiplications : float
-        Improved: what the cost of multiplications counts against memory, each as a fraction of 8
-        bits'.
-    presume : bool
-        Paper: stop counting, from the images that are hardest for the float network on, where 1,000
-        in a row brought no new miss.
-
-    Raises
-    ------
-    BadInput
-        If a value is out of range, or an option of the other mode is not left at its default.
-    """
-
-    mode: LayerwiseMode = LayerwiseMode.IMPROVED
-    tolerance: float | None = None
-    max_drop: float = 0.01
-    images: int | None = None
-    calibration: int = 250
-    tries: int = 40
-    bias_bits: int = 8
-    multipliers: bool = True
-    scale_bits: int = 10
-    multiplications: float = 0.8
-    presume: bool = True
-
-    def __post_init__(self) -> None:
-        check_member("mode", self.mode, LayerwiseMode)
-        for name in ("tolerance", "max_drop"):
-            value = getattr(self, name)
-            if value is not None and not (isfinite(value) and 0 <= value < 1):
-                raise BadInput(
-                    f"{name} must be a relative drop from 0 to below 1, not {value}; 0.01 is 1 %"
-                )
-        if self.tolerance is None:
-            share = 0.5 if self.mode is LayerwiseMode.PAPER else 0.75
-            object.__setattr__(self, "tolerance", share * self.max_drop)
-        assert self.tolerance is not None
-        if self.tolerance > self.max_drop:
-            raise BadInput(
-                f"tolerance must be at most max_drop, {self.max_drop}, not {self.tolerance}; lower"
-                " it or raise max_drop"
-            )
-        weight = self.multiplications
-        if not (isfinite(weight) and weight >= 0):
-            raise BadInput(f"multiplications must be a weight of at least 0, not {weight}")
-        for name, low, high in (
-            ("images", 10, None),
-            ("calibration", 1, None),
-            ("tries", 0, None),
-            ("bias_bits", 2, 16),
-            ("scale_bits", 2, 24),
-        ):
-            value = getattr(self, name)
-            if value is not None or name != "images":
-                object.__setattr__(self, name, check_whole(name, value, low, high))
-        self._refuse_idle()
-
-    def _refuse_idle(self) -> None:
-        """Refuse what the mode knows nothing of.
-
-        Raises
-        ------
-        BadInput
-        """
-        other = LayerwiseMode.PAPER
-        idle: tuple[str, ...] = ("presume",)
-        if self.mode is LayerwiseMode.PAPER:
-            other = LayerwiseMode.IMPROVED
-            idle = ("tries", "bias_bits", "multipliers", "scale_bits", "multiplications")
-        for field in fields(self):
-            if field.name in idle and getattr(self, field.name) != field.default:
-                raise BadInput(
-                    f"{field.name} changes nothing here, as the mode is {self.mode}; give {other},"
-                    f" or leave {field.name} out"
-                )
-
-    @property
-    def limit(self) -> float:
-        """``tolerance``, settled."""
-        assert self.tolerance is not None
-        return self.tolerance
-
-    def table(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {**asdict(self), "mode": self.mode.value}
 
 
 def layerwise(
@@ -378,13 +254,22 @@ def _improved(
     )
     exact = float_accuracy(graph, images[:count], labels[:count])
     control_accuracy = float_accuracy(graph, *others)
-    search = Search(
-        evaluations=evaluations,
-        price=Price(space, options.multiplications),
-        floor=_floor(exact, count, options.limit),
-        control_floor=_floor(control_accuracy, control, options.limit),
-        tries=options.tries,
-    )
+    search: Search | AimedSearch
+    if options.aim is None:
+        search = Search(
+            evaluations=evaluations,
+            price=Price(space, options.multiplications),
+            floor=_floor(exact, count, options.limit),
+            control_floor=_floor(control_accuracy, control, options.limit),
+            tries=options.tries,
+        )
+    else:
+        search = AimedSearch(
+            evaluations=evaluations,
+            price=Price(space, 0.0),
+            aim=options.aim,
+            tries=options.tries,
+        )
     with progress.steps("search widths", search.total) as advance:
         widths, score = search.run(advance)
     check = evaluations.confirmed(widths)
@@ -393,7 +278,7 @@ def _improved(
     # The search keeps further away, by its tolerance; what was asked for is this.
     met = bool(max(drop, confirmed) <= options.max_drop + 1e-12)
     record = {
-        "evaluations": len(journal),
+        "evaluations": sum(not key.startswith("saved") for key in journal),
         "images_judged": count,
         "confirmation": {"images": control, "drop": confirmed},
         "history": search.history,
@@ -401,7 +286,7 @@ def _improved(
         "search_drop": drop,
         "limit_met": met,
     }
-    return network, plan, record | ({} if met else {"binding": search.binding(widths)})
+    return network, plan, record | ({} if met else {"binding": evaluations.binding(widths)})
 
 
 def _floor(accuracy: float, images: int, limit: float) -> int:

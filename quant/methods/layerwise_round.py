@@ -42,8 +42,11 @@ BATCH = 100
 SHRINK = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6, 0.52, 0.44, 0.36)
 """Ranges that are tried for a real scale, as parts of the one without saturation."""
 
-NEARBY = (0.9, 1.1)
+NEARBY = (0.9, 1.1, 0.95, 1.05, 0.8, 1.2)
 """What a real scale is multiplied by in turn, where compensated rounding errs less with it."""
+
+REFITS = 2
+"""Times that the real scale of a channel is fitted to its codes, and its codes improved for that."""
 
 HALVINGS = 4
 """Ranges that are tried for a scale that is a power of two."""
@@ -101,10 +104,10 @@ class RoundingProblem:
             )
             codes[better], errors[better] = found[better], new[better]
             scale = np.where(better, other, scale)
-        per = len(self.target) // len(self.moments)
+        if self.per_channel and not self.power_of_two:
+            self._refit(codes, scale, low, high)
         means = np.empty(len(self.target))
-        for index in range(len(self.moments)):
-            part = slice(index * per, (index + 1) * per)
+        for index, part in enumerate(self._parts()):
             means[part] = (codes[part] * scale[part, None]) @ self.mean_input[index]
         shared = scale if self.per_channel else scale[:1]
         return LayerPlan(
@@ -144,6 +147,26 @@ class RoundingProblem:
             factors = self._factors[index]
             codes[part] = _round(self.target[part], scale[part], moments, factors, low, high)
         return codes, self._squares(codes * scale[:, None])
+
+    def _refit(self, codes: Floats, scale: Floats, low: int, high: int) -> None:
+        """Fit each channel's scale to its codes and its codes to that scale, in place.
+
+        Neither adds to the squared error.
+        """
+        for _ in range(REFITS):
+            for index, part in enumerate(self._parts()):
+                moments, target, mine = self.moments[index], self.target[part], codes[part]
+                weighted = mine @ moments
+                norm = (weighted * mine).sum(1)
+                best = (weighted * target).sum(1) / np.where(norm > 0, norm, 1.0)
+                scale[part] = np.where(best > 0, best, scale[part])
+                order = self._factors[index][0]
+                codes[part] = _descend(mine, target, scale[part], moments, order, low, high)
+
+    def _parts(self) -> list[slice]:
+        """The channels of each group."""
+        per = len(self.target) // len(self.moments)
+        return [slice(index * per, (index + 1) * per) for index in range(len(self.moments))]
 
     def _errors(self, scale: Floats, low: int, high: int) -> Floats:
         """Squared error of plain rounding, ``(out,)``."""
@@ -187,8 +210,21 @@ def _round(
         rest[:, tap + 1 :] -= np.outer(error, upper[tap, tap + 1 :])
     back = np.empty_like(codes)
     back[:, order] = codes
-    error = target - back * scale[:, None]
-    pull = error @ moments  # minus half the gradient
+    return _descend(back, target, scale, moments, order, low, high)
+
+
+def _descend(
+    codes: Floats,
+    target: Floats,
+    scale: Floats,
+    moments: Floats,
+    order: NDArray[np.intp],
+    low: int,
+    high: int,
+) -> Floats:
+    """Codes ``(out, taps)`` improved one input at a time."""
+    back = codes.copy()
+    pull = (target - back * scale[:, None]) @ moments  # minus half the gradient
     for tap in np.tile(order, SWEEPS):
         wanted = back[:, tap] + pull[:, tap] / (moments[tap, tap] * scale)
         new = np.clip(np.rint(wanted), low, high)

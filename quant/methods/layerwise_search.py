@@ -109,6 +109,45 @@ class Evaluations:
             self.save()
         return float(self.journal[key][0])
 
+    def losses(self, centre: Widths) -> Table:
+        """The loss that each width adds to all others' at the centre's.
+
+        The power of rounding noise falls by a factor of four with each bit; wide widths, whose measured
+        losses are mostly chance, follow this law from the narrower ones.
+        """
+        table = {}
+        for place in range(centre.places):
+            raw = {
+                width: self._least(centre, place, width) for width in range(NARROWEST, MEASURED + 1)
+            }
+            law = float(np.median([raw[w] * 4.0**w for w in range(NARROWEST + 1, MEASURED + 1)]))
+            law = max(law, LEAST)
+            previous = 0.0
+            for width in range(WIDEST, NARROWEST - 1, -1):
+                found = law * 4.0**-width
+                if width <= NARROWEST + 1:
+                    found = max(found, raw[width], previous)
+                table[place, width] = previous = found
+        return table
+
+    def _least(self, centre: Widths, place: int, width: int) -> float:
+        """The loss with one width changed; an output takes the better of two steps from then on."""
+        loss = self.divergence(centre, place, width)
+        if place < len(centre.weights):
+            return loss
+        other = self.divergence(centre, place, width, coarser=True)
+        if other < loss:
+            self.space.coarsen(place, width)
+        return min(loss, other)
+
+    def binding(self, widths: Widths) -> str:
+        """The layer whose wider formats help most."""
+        best = max(
+            range(widths.places),
+            key=lambda place: self.changed(widths, place, widths.at(place) + 2),
+        )
+        return self.space.layer(best)
+
     def _changed(self, widths: Widths, place: int, width: int, *, coarser: bool = False) -> Network:
         """The network with one width changed and nothing else fitted anew."""
         plan, problems = self.fitted(widths)
@@ -197,7 +236,7 @@ class Search:
             if found is None:
                 break
             best, score = narrower, found
-        table = self._losses(space.uniform(CENTRE))
+        table = self.evaluations.losses(space.uniform(CENTRE))
         price = self.price.total(best)
         path = [widths for widths in self._path(table) if self.price.total(widths) < price]
         best, score = self._along(path, best, score)
@@ -226,37 +265,6 @@ class Search:
             if not self.history or entry["price"] < self.history[-1]["price"]:
                 self.history.append(entry)
         return score if good else None
-
-    def _losses(self, centre: Widths) -> Table:
-        """The loss that each width adds to all others' at the centre's.
-
-        The power of rounding noise falls by a factor of four with each bit; wide widths, whose measured
-        losses are mostly chance, follow this law from the narrower ones.
-        """
-        table = {}
-        for place in range(centre.places):
-            raw = {
-                width: self._least(centre, place, width) for width in range(NARROWEST, MEASURED + 1)
-            }
-            law = float(np.median([raw[w] * 4.0**w for w in range(NARROWEST + 1, MEASURED + 1)]))
-            law = max(law, LEAST)
-            previous = 0.0
-            for width in range(WIDEST, NARROWEST - 1, -1):
-                found = law * 4.0**-width
-                if width <= NARROWEST + 1:
-                    found = max(found, raw[width], previous)
-                table[place, width] = previous = found
-        return table
-
-    def _least(self, centre: Widths, place: int, width: int) -> float:
-        """The loss with one width changed; an output takes the better of two steps from then on."""
-        loss = self.evaluations.divergence(centre, place, width)
-        if place < len(centre.weights):
-            return loss
-        other = self.evaluations.divergence(centre, place, width, coarser=True)
-        if other < loss:
-            self.evaluations.space.coarsen(place, width)
-        return min(loss, other)
 
     def _added(self, widths: Widths, table: Table) -> float:
         return sum(table[place, widths.at(place)] for place in range(widths.places))
@@ -336,7 +344,7 @@ class Search:
         widths = start
         for _ in range(stride):
             price, added = self.price.total(widths), self._added(widths, table)
-            for choose in (_moves, _more_moves):
+            for choose in (moves, _more_moves):
                 rated = [
                     ((self._added(w, table) - added) / (price - self.price.total(w)), w)
                     for w in choose(widths)
@@ -349,17 +357,8 @@ class Search:
             widths = min(rated)[1]
         return None if widths == start else widths
 
-    def binding(self, widths: Widths) -> str:
-        """The layer whose wider formats help most."""
-        evaluations = self.evaluations
-        best = max(
-            range(widths.places),
-            key=lambda place: evaluations.changed(widths, place, widths.at(place) + 2),
-        )
-        return evaluations.space.layer(best)
 
-
-def _moves(widths: Widths) -> list[Widths]:
+def moves(widths: Widths) -> list[Widths]:
     """One bit less in a place, or that and one more in another."""
     down = [p for p in range(widths.places) if widths.at(p) > NARROWEST]
     up = [p for p in range(widths.places) if widths.at(p) < WIDEST]
@@ -374,9 +373,9 @@ def _moves(widths: Widths) -> list[Widths]:
 
 
 def _more_moves(widths: Widths) -> list[Widths]:
-    """Moves of :func:`_moves` with one bit more or less in one place besides."""
+    """Moves of :func:`moves` with one bit more or less in one place besides."""
     found = set()
-    for moved in _moves(widths):
+    for moved in moves(widths):
         for place in range(widths.places):
             for width in (moved.at(place) - 1, moved.at(place) + 1):
                 if NARROWEST <= width <= WIDEST:

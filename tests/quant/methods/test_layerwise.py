@@ -313,7 +313,7 @@ def test_neighbouring_scales_help_compensated_rounding(monkeypatch: pytest.Monke
 
 def test_moves_further_out_are_single_bits_too() -> None:
     widths = Widths((4, 2), (8,))
-    near = layerwise_search._moves(widths)
+    near = layerwise_search.moves(widths)
     assert set(near) == {
         Widths((3, 2), (8,)),
         Widths((4, 2), (7,)),
