@@ -85,6 +85,11 @@ def summary_rows(report: dict[str, Any]) -> Iterable[tuple[str, str]]:
             yield label, form.format(value)
 
 
+def _plain(value: Any) -> str:
+    """A setting's value; a whole number without a point."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
 def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     lines = [f"# {report['name']} on {report['target']}", ""]
@@ -93,7 +98,7 @@ def markdown(report: dict[str, Any]) -> str:
     settings = {"clock in MHz": f"{report['clock_mhz']:g}", **report.get("settings", {})}
     settings |= {"data": report["data"], "test images": report["test_images"]}
     lines += ["", "## Settings", "", "| setting | value |", "| --- | --- |"]
-    lines += [f"| {key.replace('_', ' ')} | {value} |" for key, value in settings.items()]
+    lines += [f"| {key.replace('_', ' ')} | {_plain(value)} |" for key, value in settings.items()]
     lines += ["", "Bits are weights/biases/activations.", "", "## Layers", ""]
     keys = [
         ("name", "layer"),
