@@ -90,7 +90,14 @@ def run(arguments: Arguments) -> int:
         that is kept on the search images and not on the test images is no failure, as nothing may
         choose by the test images: it is said.
     """
-    from hwgen.flow.methods import drop_note, limit_message, quantize_by, result_rows, splits_of
+    from hwgen.flow.methods import (
+        SAVED,
+        drop_note,
+        limit_message,
+        quantize_by,
+        result_rows,
+        splits_of,
+    )
 
     method = arguments.method
     _check_onnx(arguments.onnx, arguments.out)
@@ -121,6 +128,7 @@ def run(arguments: Arguments) -> int:
         result_rows(result),
         title=f"{result.network.name}, {method}",
         header=("", "search images", "test images"),
+        caption=SAVED,
     )
     print(f"written to {arguments.out}: network.json, weights.npz, method.json")
     note = drop_note(result)

@@ -9,7 +9,10 @@ __all__ = ["points_table", "table"]
 
 
 def table(
-    rows: Iterable[Sequence[str]], title: str | None = None, header: Sequence[str] = ("", "")
+    rows: Iterable[Sequence[str]],
+    title: str | None = None,
+    header: Sequence[str] = ("", ""),
+    caption: str | None = None,
 ) -> None:
     """Print labels and their values.
 
@@ -20,11 +23,13 @@ def table(
     title : str, optional
     header : sequence of str
         Titles of the columns, not shown where all are empty.
+    caption : str, optional
+        What is to be known of the rows.
     """
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title=title, show_header=any(header))
+    shown = Table(title=title, show_header=any(header), caption=caption, caption_justify="left")
     shown.add_column(header[0], no_wrap=True)
     for name in header[1:]:
         shown.add_column(name, justify="right", no_wrap=True)

@@ -22,6 +22,7 @@ from quant.splits import Splits
 __all__ = [
     "METHODS",
     "METHOD_FILE",
+    "SAVED",
     "drop_note",
     "limit_message",
     "make_options",
@@ -47,6 +48,12 @@ FIGURES = (
     ("evaluations", "evaluations", "{:,}"),
 )
 """What records may hold besides accuracies and cost: name, label and form."""
+
+SAVED = (
+    "Saved: against 8 bits for each weight, bias and output and nothing else. Wider biases,"
+    " multipliers, codebooks and outputs that are accumulators count in full."
+)
+"""What the rows of :func:`result_rows` on savings compare with, and why they may be below 0."""
 
 
 def splits_of(model: Model, data: Dataset, search: int | None = None) -> Splits:
@@ -195,7 +202,7 @@ def result_table(result: Result) -> dict[str, Any]:
 
 
 def result_rows(result: Result) -> list[tuple[str, ...]]:
-    """A result as label, value on the search images, value on the test images."""
+    """A result as label, value on the search images, value on the test images; see :data:`SAVED`."""
     search, test = result.search, result.test
 
     def row(label: str, form: str, name: str) -> tuple[str, ...]:

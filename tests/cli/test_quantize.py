@@ -15,7 +15,7 @@ import pytest
 
 from hwgen.cli import parser, quantize
 from hwgen.errors import BadInput
-from hwgen.flow.methods import METHODS, drop_note, limit_message, saved_method
+from hwgen.flow.methods import METHODS, SAVED, drop_note, limit_message, saved_method
 from hwgen.ir import load_network
 from quant.methods.result import Accuracy, Result
 from tests.cli.bad_files import linear_onnx
@@ -43,6 +43,7 @@ def test_methods(run: Run, tmp_path: Path, method: str) -> None:
     assert record["cost"]["constants"] > 0
     assert str(tmp_path) not in found["method.json"].decode()
     assert f"{record['test']['integer']:.2%}" in outcome.out
+    assert SAVED in " ".join(outcome.out.split())
     assert network.name == "digits-tiny"
     left = {path.name for path in tmp_path.iterdir()}
     assert left == ({"net", "net.study.db"} if method == "evolve" else {"net"})
