@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from hwgen.errors import BadInput
+from hwgen.ir import Network
 from quant.cost import network_cost
 from quant.judge import Score
 from quant.methods.layerwise_search import CENTRE, SWEEPS, Evaluations, Table, moves
@@ -28,7 +29,8 @@ class Aim:
     memory : float
         Of weights, biases, output activations, multipliers and shifts.
     multiplications : float
-        Of the sum of weight width times output width times multiply-accumulates.
+        Of the sum over layers of weight width times the layer's own output width times
+        multiply-accumulates.
     """
 
     memory: float
@@ -40,20 +42,23 @@ class AimedSearch:
     """Makes the loss small while the network saves enough.
 
     The loss that each width adds is measured, one at a time. Of the widths that save enough, those of
-    the least added loss are fitted and judged whole; half of the tries then go to the neighbours of the
-    best so far. Networks are compared by the cross-entropy on the images that choose and those that
-    confirm together: accuracies of that many images tell networks so much alike less well.
+    the least added loss are fitted and judged whole with the first half of the tries, neighbours of the
+    best so far with the second. Networks are compared by the cross-entropy on the images that choose
+    and those that confirm together, as accuracies tell networks so much alike less well.
+
+    Savings are estimated from the widths to find candidates, and counted on the assembled network
+    before it is judged.
 
     Parameters
     ----------
     evaluations : Evaluations
     price : Price
-        Counts multiplications by output widths alone.
+        For estimates; its weight of multiplications is not used.
     aim : Aim
     tries : int
-        Networks that are judged, at least one.
+        Networks that are judged; one where it is 0.
     history : list
-        Receives what was the best so far.
+        Receives what was the best so far: the number of the try, what is saved, the loss.
     """
 
     evaluations: Evaluations
@@ -76,18 +81,14 @@ class AimedSearch:
         Raises
         ------
         BadInput
-            If no widths save as much.
+            If the narrowest widths do not save as much.
         """
         centre = self.evaluations.space.uniform(CENTRE)
-        saved = self._saved(centre)
-        self._apart = (
-            saved[0] - (1 - self.price.memory(centre)),
-            saved[1] - (1 - self.price.work(centre, own=True)),
-        )
-        if not self._likely(self.evaluations.space.uniform(NARROWEST)):
-            raise self._beyond()
+        # Not through the journal: savings that are refused leave no file of a search behind.
+        self._apart = self._gap(centre, _savings(self.evaluations.network(centre)[0]))
+        self._refuse_beyond()
         self._table = self.evaluations.losses(centre)
-        self._pool = self._explore(WIDE * self.total)
+        self._fill()
         judged: dict[Widths, float] = {}
         best: Widths | None = None
         for number in range(1, self.total + 1):
@@ -101,8 +102,7 @@ class AimedSearch:
                 best = widths
                 self._note(number, saved, loss)
             advance(number, self.total, f"{text}, loss {loss:.4f}, best {judged[best]:.4f}")
-        if best is None:
-            raise self._beyond()
+        assert best is not None  # the pool holds widths that save enough
         return best, self.evaluations.whole(best, 0)
 
     def _note(self, number: int, saved: tuple[float, float], loss: float) -> None:
@@ -115,14 +115,47 @@ class AimedSearch:
             }
         )
 
-    def _beyond(self) -> BadInput:
-        """The error of an aim that the narrowest widths miss."""
-        saved = self._estimate(self.evaluations.space.uniform(NARROWEST))
-        return BadInput(
-            f"the savings asked for, {self.aim.memory:.1%} of memory and"
-            f" {self.aim.multiplications:.1%} of multiplications, are beyond {NARROWEST} bits"
-            f" everywhere, which save about {saved[0]:.1%} and {saved[1]:.1%}; ask for less"
-        )
+    def _refuse_beyond(self) -> None:
+        """Refuse savings that the narrowest widths miss, before the work.
+
+        Their network is neither kept nor put in the journal: formats of outputs are not settled yet.
+
+        Raises
+        ------
+        BadInput
+        """
+        narrowest = self.evaluations.space.uniform(NARROWEST)
+        if not self._likely(narrowest):
+            self._check(_savings(self.evaluations.unsettled(narrowest)))
+
+    def _check(self, most: tuple[float, float]) -> None:
+        """Refuse the aim where the savings of the narrowest widths are not enough.
+
+        Raises
+        ------
+        BadInput
+        """
+        if not self._enough(most):
+            raise BadInput(
+                f"the savings asked for, {self.aim.memory:.1%} of memory and"
+                f" {self.aim.multiplications:.1%} of multiplications, are beyond {NARROWEST} bits"
+                f" everywhere, which save {most[0]:.1%} and {most[1]:.1%}; ask for less"
+            )
+
+    def _fill(self) -> None:
+        """Fill the pool; some of it saves enough when counted, and not only by the estimate.
+
+        Raises
+        ------
+        BadInput
+            If the narrowest widths do not save as much.
+        """
+        self._pool = self._explore(WIDE * self.total)
+        while self._first(self._pool, {}) is None:
+            self._check(self._saved(self.evaluations.space.uniform(NARROWEST)))
+            gaps = [self._gap(widths, self._saved(widths)) for widths in self._pool]
+            self._apart = min(g[0] for g in gaps), min(g[1] for g in gaps)
+            self._pool = self._explore(WIDE * self.total)
 
     def _enough(self, saved: tuple[float, float]) -> bool:
         return saved[0] >= self.aim.memory and saved[1] >= self.aim.multiplications
@@ -132,21 +165,23 @@ class AimedSearch:
         key = f"saved {widths.key()}"
         journal = self.evaluations.journal
         if key not in journal:
-            cost = network_cost(self.evaluations.network(widths)[0])
-            journal[key] = [cost.memory_saved, cost.output_product_saved]
+            journal[key] = list(_savings(self.evaluations.network(widths)[0]))
             self.evaluations.save()
         memory, work = journal[key]
         return float(memory), float(work)
 
-    def _estimate(self, widths: Widths) -> tuple[float, float]:
-        """What widths save, other constants being as many as in the centre."""
+    def _gap(self, widths: Widths, saved: tuple[float, float]) -> tuple[float, float]:
+        """What the network of these widths saves beyond what their price says, as a rule below 0:
+        prices know neither biases, requantisers nor the accumulators that the last layer hands out."""
         return (
-            1 - self.price.memory(widths) + self._apart[0],
-            1 - self.price.work(widths, own=True) + self._apart[1],
+            saved[0] - (1 - self.price.memory(widths)),
+            saved[1] - (1 - self.price.work(widths, own=True)),
         )
 
     def _likely(self, widths: Widths) -> bool:
-        return self._enough(self._estimate(widths))
+        """Whether widths save enough by estimate: everything else being as in the centre."""
+        memory, work = self.price.memory(widths), self.price.work(widths, own=True)
+        return self._enough((1 - memory + self._apart[0], 1 - work + self._apart[1]))
 
     def _loss(self, widths: Widths) -> float:
         """Mean cross-entropy on all images that choose or confirm."""
@@ -169,14 +204,18 @@ class AimedSearch:
                 return found
         return self._first(self._pool, judged)
 
-    def _first(self, candidates: list[Widths], judged: dict[Widths, float]) -> Widths | None:
+    def _first(self, candidates: list[Widths], judged: Mapping[Widths, float]) -> Widths | None:
+        """The first that is not judged yet and saves enough."""
         for widths in candidates:
             if widths not in judged and self._enough(self._saved(widths)):
                 return widths
         return None
 
     def _explore(self, count: int) -> list[Widths]:
-        """So many widths that save enough, found by steps from the best of them."""
+        """So many widths that are likely to save enough, by rising added loss.
+
+        Found by steps from the best start, always from the widths of the least added loss so far.
+        """
         start = min(self._starts(), key=lambda w: (self._added(w), w))
         queue, known = [(self._added(start), start)], {start}
         found: list[tuple[float, Widths]] = []
@@ -190,7 +229,8 @@ class AimedSearch:
         return [widths for _, widths in sorted(found)]
 
     def _starts(self) -> Iterator[Widths]:
-        """Widths that save enough: those of the least added loss plus weighted costs."""
+        """The narrowest widths, and some that are likely to save enough: those of the least added
+        loss plus weighted costs."""
         yield self.evaluations.space.uniform(NARROWEST)
         for share in SHARES:
             widths = self.evaluations.space.uniform(WIDEST)
@@ -216,6 +256,12 @@ class AimedSearch:
             if widths == before:
                 break
         return widths
+
+
+def _savings(network: Network) -> tuple[float, float]:
+    """Of memory and of multiplications."""
+    cost = network_cost(network)
+    return cost.memory_saved, cost.output_product_saved
 
 
 def _neighbours(widths: Widths) -> list[Widths]:

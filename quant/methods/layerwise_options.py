@@ -34,16 +34,17 @@ class LayerwiseOptions:
         In the paper's mode its T, half of ``max_drop`` by default: weights may lose so much of the
         accuracy, activations as much again. In the improved mode the relative drop that is allowed
         on the search images, by default three quarters of ``max_drop``, because the network is
-        chosen for them.
+        chosen for them; None where savings are given, as then no drop steers the search.
     max_drop : float
-        The relative drop that is allowed in the end.
+        The relative drop that is allowed in the end: the record says whether it is kept.
     images : int, optional
         Search images that are judged, the first ones. By default all, in the improved mode as many
         as some 1e11 multiply-accumulates take, at least 300.
     calibration : int
         Training images (search images in the paper's mode) that give the ranges of activations.
     tries : int
-        Improved: networks a bit narrower somewhere that are tried in the end.
+        Improved: networks a bit narrower somewhere that are tried in the end; where savings are
+        given all networks that are judged, at least one.
     bias_bits : int
         Improved: width of the biases.
     multipliers : bool
@@ -55,10 +56,11 @@ class LayerwiseOptions:
         Improved: what the cost of multiplications counts against memory, each as a fraction of 8
         bits'.
     memory_saved, multiplications_saved : float, optional
-        Improved: savings against 8 bits everywhere that suffice, from 0 to below 1; multiplications by
-        the width of the layer's own output. With either given the search takes the most accurate
-        widths that save as much, ``tries`` of them being judged, instead of the cheapest within
-        ``tolerance``.
+        Improved: savings against 8 bits everywhere that must be reached, as fractions from 0 to below
+        1: of the memory of all constants and output activations, and of multiplications by the width
+        of the layer's own output (``memory_saved`` and ``output_product_saved`` of
+        :class:`quant.cost.Cost`). With either given the search takes the most accurate widths that
+        save as much instead of the cheapest within ``tolerance``; the other is then free.
     presume : bool
         Paper: stop counting, from the images that are hardest for the float network on, where 1,000
         in a row brought no new miss.
@@ -135,22 +137,23 @@ class LayerwiseOptions:
                 *("tries", "bias_bits", "multipliers", "scale_bits", "multiplications"),
                 *("memory_saved", "multiplications_saved"),
             )
-        for field in fields(self):
-            if field.name in idle and getattr(self, field.name) != field.default:
+        given = {f.name for f in fields(self) if getattr(self, f.name) != f.default}
+        for name in idle:
+            if name in given:
                 raise BadInput(
-                    f"{field.name} changes nothing here, as the mode is {self.mode}; give {other},"
-                    f" or leave {field.name} out"
+                    f"{name} changes nothing here, as the mode is {self.mode}; give {other}, or leave"
+                    f" {name} out"
                 )
-            aimed = field.name in ("tolerance", "multiplications") and self.aim is not None
-            if aimed and getattr(self, field.name) != field.default:
+        for name in ("tolerance", "multiplications"):
+            if name in given and self.aim is not None:
                 raise BadInput(
-                    f"{field.name} changes nothing here, as savings are given; leave it or"
-                    " memory_saved and multiplications_saved out"
+                    f"{name} changes nothing here, as savings are given; leave it or memory_saved and"
+                    " multiplications_saved out"
                 )
 
     @property
     def aim(self) -> Aim | None:
-        """The savings that suffice; None where the drop is what the search goes by."""
+        """The savings to reach; None where the search goes by the drop."""
         if self.memory_saved is None and self.multiplications_saved is None:
             return None
         return Aim(
@@ -159,7 +162,7 @@ class LayerwiseOptions:
 
     @property
     def limit(self) -> float:
-        """``tolerance``, settled; where savings are given there is none."""
+        """``tolerance`` as a number; not to be asked for where savings are given."""
         assert self.tolerance is not None
         return self.tolerance
 

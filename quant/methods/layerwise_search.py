@@ -75,6 +75,15 @@ class Evaluations:
         plan = self.fitted(widths)[0]
         return self.space.assembler.assemble(plan, name), plan
 
+    def unsettled(self, widths: Widths) -> Network:
+        """The network of these widths before :meth:`losses` has settled the steps of outputs.
+
+        It is not remembered.
+        """
+        bits = dict(zip(self.space.layers, widths.weights, strict=True))
+        plan, _ = self.calibrator.fit(bits, self.space.formats(widths), self.biases)
+        return self.space.assembler.assemble(plan)
+
     def whole(self, widths: Widths, floor: int) -> Score:
         """The score of the network of these widths, fitted to them."""
         key = f"whole {widths.key()} {floor}"
