@@ -21,26 +21,52 @@ class Idle:
     flag : str
         As it is typed.
     method : str
-    when : callable
-        Takes the method's options, with the flag or without it; whether the flag is idle then.
     because, edit : str
         Why, and the smallest edit that gives it a meaning.
+    when : callable
+        Takes the method's options, with the flag or without it; whether the flag is idle then.
+    beside : tuple of str
+        Flags beside which it is idle too, whatever their values.
     """
 
     flag: str
     method: str
-    when: Callable[[Any], bool]
     because: str
     edit: str
+    when: Callable[[Any], bool] = lambda options: False
+    beside: tuple[str, ...] = ()
 
+
+SAVINGS = ("--memory-saved", "--multiplications-saved")
+"""What the layer-wise search can be asked to save."""
 
 RULES: tuple[Idle, ...] = (
+    *(
+        Idle(
+            flag=flag,
+            method="layerwise",
+            when=lambda o: o.mode.value == "paper",
+            because="the paper's walk goes by its tolerance alone",
+            edit="give --mode improved",
+        )
+        for flag in SAVINGS
+    ),
     Idle(
         flag="--multiplications",
         method="layerwise",
         when=lambda o: o.mode.value == "paper",
         because="the paper's walk weighs no costs against each other",
         edit="give --mode improved",
+    ),
+    *(
+        Idle(
+            flag=flag,
+            method="layerwise",
+            beside=SAVINGS,
+            because="the most accurate network that saves as much is searched",
+            edit=f"give neither {SAVINGS[0]} nor {SAVINGS[1]}",
+        )
+        for flag in ("--tolerance", "--multiplications")
     ),
     Idle(
         flag="--mirror",
@@ -118,10 +144,15 @@ def refuse_idle(given: argparse.Namespace, method: str, options: Any) -> None:
     ------
     BadInput
     """
-    typed: Mapping[str, Any] = vars(given)
+    values: Mapping[str, Any] = vars(given)
+
+    def typed(flag: str) -> bool:
+        return values.get(flag.removeprefix("--").replace("-", "_")) is not None
+
     for rule in RULES:
-        dest = rule.flag.removeprefix("--").replace("-", "_")
-        if rule.method == method and typed.get(dest) is not None and rule.when(options):
+        if rule.method != method or not typed(rule.flag):
+            continue
+        if rule.when(options) or any(map(typed, rule.beside)):
             raise BadInput(
                 f"{rule.flag} changes nothing here, as {rule.because}; {rule.edit}, or leave"
                 f" {rule.flag} out"

@@ -75,6 +75,22 @@ FLAGS: tuple[Flag, ...] = (
         help="what the cost of multiplications counts against memory, each as a fraction of 8 bits';"
         " default 0.8",
     ),
+    _flag(
+        "--memory-saved",
+        "layerwise",
+        type=args.share,
+        metavar="SHARE",
+        help="save at least this share of the memory at 8 bits, 0.5 being 50 %%, and lose as little"
+        " accuracy as possible; then no tolerance steers the search",
+    ),
+    _flag(
+        "--multiplications-saved",
+        "layerwise",
+        type=args.share,
+        metavar="SHARE",
+        help="the same for the cost of multiplications with the layers' own output widths; both may"
+        " be given",
+    ),
     _flag("--trials", "evolve", type=args.positive, help="candidates in all; default 32"),
     _flag("--population", "evolve", type=args.positive, help="of a generation; default 8"),
     _flag(

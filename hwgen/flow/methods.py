@@ -243,12 +243,19 @@ def drop_note(result: Result) -> str | None:
     record = result.record
     if record.get("test_limit_met", True) or limit_message(result) is not None:
         return None
+    room = "smaller savings" if _aimed(record) else "a smaller tolerance"
     return (
         f"the network loses {result.test.relative:.2%} on the test images, more than the"
         f" {record['options']['max_drop']:.2%} that are allowed and that it keeps on the images it"
-        " was chosen for; the test images may not choose: a smaller tolerance, or more search"
-        " images, leave more room"
+        f" was chosen for; the test images may not choose: {room}, or more search images, leave"
+        " more room"
     )
+
+
+def _aimed(record: Mapping[str, Any]) -> bool:
+    """Whether savings were asked for, so that no drop steered the search."""
+    options = record.get("options", {})
+    return any(options.get(f"{what}_saved") is not None for what in ("memory", "multiplications"))
 
 
 def limit_message(result: Result) -> str | None:
@@ -271,6 +278,12 @@ def limit_message(result: Result) -> str | None:
         return None
     other = record.get("confirmation", {}).get("drop", 0.0)
     more = f" ({other:.2%} on the images that confirm)" if other > record["search_drop"] else ""
+    if _aimed(record):
+        return (
+            "the drop that is allowed is not met: that of the most accurate network found that saves"
+            f" as much is {record['search_drop']:.2%} on the search images{more}, and what binds is"
+            f" {record['binding']}"
+        )
     return (
         "the drop that is allowed is not met: the least one reached on the search images that were"
         f" judged is {record['search_drop']:.2%}{more}, and what binds is {record['binding']}"

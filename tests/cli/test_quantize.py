@@ -17,6 +17,7 @@ from hwgen.cli import parser, quantize
 from hwgen.errors import BadInput
 from hwgen.flow.methods import METHODS, SAVED, drop_note, limit_message, saved_method
 from hwgen.ir import load_network
+from quant.cost import network_cost
 from quant.methods.result import Accuracy, Result
 from tests.cli.bad_files import linear_onnx
 from tests.cli.conftest import ROOT, Run, contents
@@ -205,6 +206,22 @@ def test_a_drop_that_cannot_be_met(run: Run, tmp_path: Path) -> None:
         assert f"0.00%, {'kept' if kept else 'exceeded'}" in outcome.out, kind
 
 
+def test_savings_that_are_asked_for(run: Run, tmp_path: Path) -> None:
+    """They are reached, whatever the drop; one beyond the limit is told as in the other search."""
+    out = tmp_path / "net"
+    asked = ("--memory-saved", "0.7", "--max-drop", "0.001")
+    outcome = run(*TINY, "--method", "layerwise", *asked, "--out", out)
+    record = json.loads((out / "method.json").read_text())
+    assert record["cost"]["memory_saved"] >= 0.7
+    assert record["cost"] == network_cost(load_network(out)).table()
+    assert f"{record['cost']['memory_saved']:.1%}" in outcome.out
+    assert not record["limit_met"]
+    assert outcome.status == 1
+    assert "the most accurate network found that saves as much" in outcome.err
+    assert f"what binds is {record['binding']}; the best network is in {out}" in outcome.err
+    assert "0.10%, exceeded" in outcome.out
+
+
 def test_a_drop_that_only_the_search_images_keep() -> None:
     """It is said; no choice may depend on the test images, so that it is no failure."""
     result = replace(
@@ -215,6 +232,11 @@ def test_a_drop_that_only_the_search_images_keep() -> None:
     assert note is not None
     assert note.startswith("the network loses 1.25% on the test images, more than the 1.00% that")
     assert drop_note(replace(result, record={**result.record, "test_limit_met": True})) is None
+    assert "a smaller tolerance, or more search images" in note
+    options = {"max_drop": 0.01, "memory_saved": None, "multiplications_saved": 0.5}
+    note = drop_note(replace(result, record={**result.record, "options": options}))
+    assert note is not None
+    assert "smaller savings, or more search images" in note
     failed = {**result.record, "limit_met": False, "search_drop": 0.02, "binding": "fc"}
     assert drop_note(replace(result, record=failed)) is None
     assert drop_note(a_result({})) is None

@@ -85,6 +85,9 @@ def test_every_option_is_a_field(flag: Flag) -> None:
         (("layerwise", "--multiplications", "-1"), "at least 0, not '-1'"),
         (("layerwise", "--multiplications", "inf"), "at least 0, not 'inf'"),
         (("layerwise", "--max-drop", "1%"), "below 1, not '1%'; 0.01 is 1 %"),
+        (("layerwise", "--memory-saved", "1"), "at least 0 and below 1, not '1'"),
+        (("layerwise", "--multiplications-saved", "nan"), "at least 0 and below 1, not 'nan'"),
+        (("layerwise", "--memory-saved", "0.95"), "are beyond 2 bits everywhere, .*; ask for less"),
         (("linear", "--data-dir", "/none"), "--data digits needs no files; leave --data-dir out"),
         (
             ("adaptive", "--bits", "8", "--form", "codebook", "--entry-bits", "4"),
@@ -138,6 +141,34 @@ def test_values(refused: Refused, tmp_path: Path, options: tuple[str, ...], word
             "--multiplications",
             "give --mode improved",
         ),
+        (
+            ("layerwise", "--memory-saved", "0.5", "--mode", "paper"),
+            "--memory-saved",
+            "give --mode improved",
+        ),
+        (
+            (
+                "layerwise",
+                "--multiplications-saved",
+                "0",
+                "--mode",
+                "paper",
+                "--tolerance",
+                "0.001",
+            ),
+            "--multiplications-saved",
+            "give --mode improved",
+        ),
+        (
+            ("layerwise", "--tolerance", "0.001", "--memory-saved", "0.5"),
+            "--tolerance",
+            "give neither --memory-saved nor --multiplications-saved",
+        ),
+        (
+            ("layerwise", "--multiplications", "0.8", "--multiplications-saved", "0.7"),
+            "--multiplications",
+            "give neither --memory-saved nor --multiplications-saved",
+        ),
     ],
 )
 def test_options_that_change_nothing(
@@ -165,10 +196,26 @@ def test_the_weight_of_multiplications() -> None:
     assert options == options_class("layerwise")(mode=options.mode)
 
 
+@pytest.mark.parametrize(
+    "typed, expected",
+    [
+        (("--memory-saved", "0.5"), (0.5, None)),
+        (("--multiplications-saved", "0.7", "--max-drop", "0.02"), (None, 0.7)),
+        (("--memory-saved", "0", "--multiplications-saved", "0.7"), (0.0, 0.7)),
+    ],
+)
+def test_savings(typed: tuple[str, ...], expected: tuple[float | None, float | None]) -> None:
+    line = (*TINY, "--method", "layerwise", *typed, "--out", "x")
+    _, options = quantize.check(parser().parse_args([str(part) for part in line]))
+    assert (options.memory_saved, options.multiplications_saved) == expected
+    assert options.tolerance is None
+
+
 def test_idle_options_are_options() -> None:
-    """A rule names an option of its method, or one that is not there yet would never be refused."""
+    """A rule names options of its method, or one that is not there yet would never be refused."""
     known = {(flag.name, method) for flag in FLAGS for method in flag.methods}
-    assert {(rule.flag, rule.method) for rule in idle.RULES} <= known
+    named = {(flag, rule.method) for rule in idle.RULES for flag in (rule.flag, *rule.beside)}
+    assert named <= known
 
 
 def test_where_onnx_may_go(run: Run, refused: Refused, tmp_path: Path) -> None:
