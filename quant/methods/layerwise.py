@@ -1,4 +1,4 @@
-"""Layer-wise search of widths: the paper's walk, and a search that goes by gain per bit.
+"""Layer-wise search of widths: the paper's walk, and searches by gain per bit or for given savings.
 
 Goyal, Vanschoren, van Acht and Nijssen, "Fixed-point Quantization of Convolutional Neural Networks for
 Quantized Inference on Embedded Platforms" (arXiv 2102.02147, 2021).
@@ -86,7 +86,8 @@ def layerwise(
         Takes preprocessed images.
     preprocess : Preprocess
     splits : Splits
-        Training images give ranges and fit weights (improved mode), search images choose.
+        Training images give ranges and fit weights (improved mode), search images choose; where
+        savings are asked for, the training images that confirm choose with them.
     options : LayerwiseOptions, optional
     seed : int
         Chooses the positions that weights are fitted to.
@@ -103,12 +104,14 @@ def layerwise(
         limit was met on the search images (``limit_met``), and if not the best drop reached
         (``search_drop``) and the layer that binds (``binding``). The network is the best that was
         found in either case. In the improved mode training images that weights were not fitted to
-        confirm it (``confirmation``): a network must keep the limit on those too.
+        confirm it (``confirmation``): a network must keep the limit on those too. Where savings are
+        asked for, the network is the most accurate found that saves as much.
 
     Raises
     ------
     BadInput
-        If the search set is smaller than asked for, or ``state`` is of another search.
+        If the search set is smaller than asked for, the savings asked for are beyond the narrowest
+        widths, or ``state`` is of another search.
     UnsupportedLayer
         If a layer has no integer meaning.
     """
@@ -219,7 +222,7 @@ def _improved(
     progress: Progress,
     kept: SearchState,
 ) -> tuple[Network, Plan, dict[str, Any]]:
-    """The search by gain per bit."""
+    """The search by gain per bit, or for given savings."""
     calibration = splits.train_images[: options.calibration]
     level = equalise(graph, calibration)
     assembler = Assembler(level, scale_bits=options.scale_bits)
@@ -254,22 +257,7 @@ def _improved(
     )
     exact = float_accuracy(graph, images[:count], labels[:count])
     control_accuracy = float_accuracy(graph, *others)
-    search: Search | AimedSearch
-    if options.aim is None:
-        search = Search(
-            evaluations=evaluations,
-            price=Price(space, options.multiplications),
-            floor=_floor(exact, count, options.limit),
-            control_floor=_floor(control_accuracy, control, options.limit),
-            tries=options.tries,
-        )
-    else:
-        search = AimedSearch(
-            evaluations=evaluations,
-            price=Price(space, 0.0),
-            aim=options.aim,
-            tries=options.tries,
-        )
+    search = _by_drop_or_savings(evaluations, options, (exact, count), (control_accuracy, control))
     with progress.steps("search widths", search.total) as advance:
         widths, score = search.run(advance)
     check = evaluations.confirmed(widths)
@@ -287,6 +275,30 @@ def _improved(
         "limit_met": met,
     }
     return network, plan, record | ({} if met else {"binding": evaluations.binding(widths)})
+
+
+def _by_drop_or_savings(
+    evaluations: Evaluations,
+    options: LayerwiseOptions,
+    judged: tuple[float, int],
+    confirming: tuple[float, int],
+) -> Search | AimedSearch:
+    """The search that the options ask for.
+
+    ``judged`` and ``confirming`` are the accuracy of the float network on images, and their number.
+    """
+    space = evaluations.space
+    if options.aim is None:
+        return Search(
+            evaluations=evaluations,
+            price=Price(space, options.multiplications),
+            floor=_floor(*judged, options.limit),
+            control_floor=_floor(*confirming, options.limit),
+            tries=options.tries,
+        )
+    return AimedSearch(
+        evaluations=evaluations, price=Price(space, 0.0), aim=options.aim, tries=options.tries
+    )
 
 
 def _floor(accuracy: float, images: int, limit: float) -> int:
