@@ -92,7 +92,8 @@ def cluster(
         Takes preprocessed images.
     preprocess : Preprocess
     splits : Splits
-        The training images prune and tune, the first 500 search images calibrate.
+        The training images prune and tune; to the first 500 search images, which calibrate, levels
+        are fitted.
     options : ClusterOptions, optional
     seed : int
         Of training, swarms and starts.
@@ -118,13 +119,14 @@ def cluster(
     seen = observe_graph(sparse, splits.search_images[:CALIBRATION_IMAGES])
     assembler = Assembler(sparse)
     clusters = run.clusters(sparse)
+    judge = Judge(splits.search_images, splits.search_labels)
     with run.progress.steps("quantise", 1) as advance:
         plan, fitted = _plan(assembler, seen, clusters, options), clusters
         if options.refit:
             images = splits.search_images[:CALIBRATION_IMAGES]
             fitted, plan = refit(assembler, images, clusters, plan, options)
         network = assembler.assemble(plan, name)
-        score = Judge(splits.search_images, splits.search_labels).score(network)
+        score = judge.score(network)
         advance(1, 1, f"{score.accuracy:.2%}")
     run.history.append({"step": "cluster", "search": score.accuracy})
     best = (score, network, plan, sparse)
@@ -142,7 +144,7 @@ def cluster(
         }
         plan = plan.with_layers(**layers)
         network = assembler.assemble(plan, name)
-        score = Judge(splits.search_images, splits.search_labels).score(network)
+        score = judge.score(network)
         run.history.append({"step": "tune", "search": score.accuracy})
         best = max(best, (score, network, plan, tuned), key=lambda item: item[0])
     _, network, plan, trained = best

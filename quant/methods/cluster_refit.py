@@ -55,13 +55,15 @@ class OutputError:
     target: Floats = field(repr=False)
     moments: list[Floats] = field(repr=False)
 
-    def _parts(self) -> list[tuple[slice, Floats]]:
+    @property
+    def parts(self) -> list[tuple[slice, Floats]]:
+        """The channels of each group, and the moments of their inputs."""
         per = len(self.target) // len(self.moments)
         return [(slice(i * per, (i + 1) * per), m) for i, m in enumerate(self.moments)]
 
     def __call__(self, weights: Floats) -> float:
         error = self.target - weights
-        return sum(float(np.vdot(error[part] @ m, error[part])) for part, m in self._parts())
+        return sum(float(np.vdot(error[part] @ m, error[part])) for part, m in self.parts)
 
     def of_levels(self, places: Codes, count: int) -> tuple[Floats, Floats]:
         """``A (k, k)`` and ``b (k,)`` of the error ``c A c - 2 b c`` of levels ``c``, less that of 0.
@@ -75,7 +77,7 @@ class OutputError:
         """
         matrix, vector = np.zeros((count, count)), np.zeros(count)
         numbers = np.arange(count)[:, None]
-        for part, moments in self._parts():
+        for part, moments in self.parts:
             for place, pull in zip(places[part], self.target[part] @ moments, strict=True):
                 chosen = (place == numbers).astype(np.float64)
                 matrix += chosen @ moments @ chosen.T
@@ -86,7 +88,7 @@ class OutputError:
         """Places after each weight has moved to the best of rising ``levels``, one after another."""
         weights, found = _placed(places, levels), places.copy()
         between = midpoints(levels)
-        for part, moments in self._parts():
+        for part, moments in self.parts:
             pull = (self.target[part] - weights[part]) @ moments  # minus half the gradient
             for tap in np.tile(np.argsort(-np.diag(moments), kind="stable"), SWEEPS):
                 wanted = weights[part, tap] + pull[:, tap] / moments[tap, tap]
@@ -201,12 +203,8 @@ def refit_layer(
             best, least = (step, codes, places), cost
     step, codes, places = best
     weights = _placed(places, codes)
-    means = np.concatenate(
-        [
-            weights[part] @ mean * step
-            for part, mean in zip(_rows(problem), problem.mean_input, strict=True)
-        ]
-    )
+    inputs = zip(error.parts, problem.mean_input, strict=True)
+    means = np.concatenate([weights[part] @ mean * step for (part, _), mean in inputs])
     integers = weights.astype(np.int64).reshape(layer.bins.shape)
     entries = np.unique(np.append(integers, 0)).tolist()
     fitted = replace(
@@ -219,11 +217,6 @@ def refit_layer(
         bias=problem.mean_output - means,
         codebook=tuple(entries) if plan.codebook else None,
     )
-
-
-def _rows(problem: RoundingProblem) -> list[slice]:
-    per = len(problem.target) // len(problem.moments)
-    return [slice(i * per, (i + 1) * per) for i in range(len(problem.moments))]
 
 
 def refit(
