@@ -30,7 +30,7 @@ RATIO, GAIN, MINUTES, CORES = 6.0, 1.0, 60, 2
 FULL = {
     HEADLINE: EvolveOptions(mirror=True),
     "lenet5-mnist": EvolveOptions(
-        trials=16, population=6, epochs=0.25, finalists=1, final_epochs=3, final_rate=2e-3
+        trials=32, population=8, epochs=0.25, finalists=1, final_epochs=3, final_rate=2e-3
     ),
     "resnet8-cifar10": EvolveOptions(
         trials=10,
