@@ -29,6 +29,9 @@ VERSION = 1
 TUNED_CODEBOOKS = {"tuned codebooks": 2}
 """In the configuration of cells that fine-tune codebooks: raised when only their results change."""
 
+FITTED_CODEBOOKS = {"tuned codebooks": 3}
+"""The same with the fit."""
+
 PRUNING: Mapping[str, ClusterOptions] = {
     "lenet5-cifar10": ClusterOptions(mirror=True, epochs=10, rate=4e-3),
     # A step of this network takes twenty times as long: few epochs of some images.
@@ -73,6 +76,7 @@ def cells(quick: bool) -> list[Cell]:
         )
         few = quick or network == "resnet8-cifar10"
         for options, seed in _variants(base, few=few):
+            tuned = FITTED_CODEBOOKS if options.refit else TUNED_CODEBOOKS
             found.append(
                 Cell(
                     name=f"cluster-{network}-{_label(options)}-s{seed}",
@@ -80,7 +84,7 @@ def cells(quick: bool) -> list[Cell]:
                     config={
                         "options": _settings(options),
                         "seed": seed,
-                        **(TUNED_CODEBOOKS if options.codebook and options.tune_epochs else {}),
+                        **(tuned if options.codebook and options.tune_epochs else {}),
                     },
                 )
             )

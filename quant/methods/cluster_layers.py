@@ -243,14 +243,20 @@ def tuned_plan(
         Whether it was trained with :class:`Compensated` biases.
     """
     weights = node.weight
+
+    def bias(mapped: Floats) -> Floats:
+        """As it was trained with those weights, see :meth:`Compensated.biases`."""
+        if not compensated:
+            return node.bias
+        added = (mapped - weights) * inputs.mean_by_weight
+        less: Floats = node.bias - added.reshape(len(added), -1).sum(1)
+        return less
+
     if plan.codebook is None:
         low, high = code_range(plan.width)
         codes = uniform_codes(weights, plan.scale[0], low, high)
         found = replace(plan, codes=codes * (layer.bins > 0), bias=node.bias)
-        if not compensated:
-            return found
-        added = (found.weights - weights) * inputs.mean_by_weight
-        return replace(found, bias=node.bias - added.reshape(len(added), -1).sum(1))
+        return replace(found, bias=bias(found.weights))
     number = np.bincount(layer.bins.reshape(-1), minlength=len(layer.levels) + 1)[1:]
     total = np.bincount(
         layer.bins.reshape(-1), weights=weights.reshape(-1), minlength=len(number) + 1
@@ -260,7 +266,7 @@ def tuned_plan(
     places = np.concatenate([[0], 1 + np.argsort(order, kind="stable")])
     moved = replace(layer, levels=levels[order], bins=places[layer.bins])
     return layer_plan(
-        replace(node, weight=moved.weights),
+        replace(node, weight=moved.weights, bias=bias(moved.weights)),
         moved,
         inputs,
         bits=plan.width,
