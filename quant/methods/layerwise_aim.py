@@ -162,7 +162,7 @@ class AimedSearch:
 
     def _saved(self, widths: Widths) -> tuple[float, float]:
         """What the network of these widths saves, all constants counted."""
-        key = f"saved {widths.key()}"
+        key = f"saved {self.evaluations.space.key(widths)}"
         journal = self.evaluations.journal
         if key not in journal:
             journal[key] = list(_savings(self.evaluations.network(widths)[0]))

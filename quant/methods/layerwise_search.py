@@ -60,7 +60,7 @@ class Evaluations:
 
     def fitted(self, widths: Widths) -> tuple[Plan, dict[str, RoundingProblem]]:
         """The plan of these widths with weights fitted to them."""
-        key = widths.key()
+        key = self.space.key(widths)
         if key not in self._fitted:
             formats = self.space.formats(widths)
             bits = dict(zip(self.space.layers, widths.weights, strict=True))
@@ -86,17 +86,17 @@ class Evaluations:
 
     def whole(self, widths: Widths, floor: int) -> Score:
         """The score of the network of these widths, fitted to them."""
-        key = f"whole {widths.key()} {floor}"
+        key = f"whole {self.space.key(widths)} {floor}"
         return self._known(key, lambda: self.judge.score(self.network(widths)[0], floor=floor))
 
     def confirmed(self, widths: Widths) -> Score:
         """The score of the network of these widths on images that search does not look at."""
-        key = f"confirm {widths.key()}"
+        key = f"confirm {self.space.key(widths)}"
         return self._known(key, lambda: self.control.score(self.network(widths)[0]))
 
     def changed(self, widths: Widths, place: int, width: int) -> Score:
         """The score on the probe images with one width changed and nothing else fitted anew."""
-        key = f"probe {widths.key()} {place} {width}"
+        key = f"probe {self.space.key(widths)} {place} {width}"
         return self._known(key, lambda: self.probe.score(self._changed(widths, place, width)))
 
     def divergence(self, widths: Widths, place: int, width: int, *, coarser: bool = False) -> float:
@@ -249,8 +249,10 @@ class Search:
         price = self.price.total(best)
         path = [widths for widths in self._path(table) if self.price.total(widths) < price]
         best, score = self._along(path, best, score)
-        best, score = self._steps(best, score, table)
-        return best, score
+        best, _ = self._steps(best, score, table)
+        # Judged before the formats of its outputs were settled, the best so far may be another network.
+        again = self.evaluations.whole(best, self.floor)
+        return best, again if again.complete else self.evaluations.whole(best, 0)
 
     def _judge(self, widths: Widths) -> Score | None:
         """The score of a network that is good enough; None of others."""

@@ -99,6 +99,11 @@ class Space:
         """From now on give an output of so many bits twice the step of the least squared error."""
         self._coarser.add((place - len(self.layers), width))
 
+    def key(self, widths: Widths) -> str:
+        """A name of what widths stand for now: also of the outputs that were given coarser steps."""
+        coarser = [i for i, bits in enumerate(widths.outputs) if (i, bits) in self._coarser]
+        return widths.key() + (f" coarser {','.join(map(str, coarser))}" if coarser else "")
+
     def formats(self, widths: Widths) -> dict[str, Fixed]:
         """Output formats by layer."""
         out = dict.fromkeys(self._pixels, PIXEL)

@@ -311,6 +311,18 @@ def test_neighbouring_scales_help_compensated_rounding(monkeypatch: pytest.Monke
     assert found < plain
 
 
+def test_widths_whose_formats_changed_have_another_key() -> None:
+    model, splits = case()
+    graph = with_preprocessing(model.graph, model.preprocess)
+    space = Space(Assembler(graph), observe_graph(graph, splits.train_images[:50]))
+    narrow, wide = space.uniform(3), space.uniform(5)
+    before = space.key(narrow), space.key(wide), space.formats(narrow)
+    space.coarsen(len(space.layers), 3)
+    assert space.key(narrow) != before[0]
+    assert space.formats(narrow) != before[2]
+    assert space.key(wide) == before[1]
+
+
 def test_moves_further_out_are_single_bits_too() -> None:
     widths = Widths((4, 2), (8,))
     near = layerwise_search.moves(widths)
