@@ -75,12 +75,15 @@ RULES: tuple[Idle, ...] = (
         because="nothing is fine-tuned",
         edit="give --epochs 4, say",
     ),
-    Idle(
-        flag="--mirror",
-        method="cluster",
-        when=lambda o: o.epochs == o.tune_epochs == 0,
-        because="nothing is fine-tuned",
-        edit="give --epochs or --tune-epochs of at least 1",
+    *(
+        Idle(
+            flag=flag,
+            method="cluster",
+            when=lambda o: o.epochs == o.tune_epochs == 0,
+            because="nothing is fine-tuned",
+            edit="give --epochs or --tune-epochs of at least 1",
+        )
+        for flag in ("--mirror", "--batch", "--rate")
     ),
     Idle(
         flag="--scope",

@@ -94,6 +94,7 @@ def run(arguments: Arguments) -> int:
         SAVED,
         drop_note,
         limit_message,
+        pruning_note,
         quantize_by,
         result_rows,
         splits_of,
@@ -131,9 +132,9 @@ def run(arguments: Arguments) -> int:
         caption=SAVED,
     )
     print(f"written to {arguments.out}: network.json, weights.npz, method.json")
-    note = drop_note(result)
-    if note is not None:
-        print(f"hwgen quantize: note: {note}", file=sys.stderr)
+    for note in (pruning_note(result), drop_note(result)):
+        if note is not None:
+            print(f"hwgen quantize: note: {note}", file=sys.stderr)
     message = limit_message(result)
     if message is not None:
         print(f"hwgen quantize: {message}; the best network is in {arguments.out}", file=sys.stderr)

@@ -155,10 +155,25 @@ FLAGS: tuple[Flag, ...] = (
         to="refit",
         action="store_const",
         const=False,
-        help="do not fit the clusters to the outputs of their layers: the published steps alone",
+        help="do not fit the clusters to the outputs of their layers",
     ),
     _flag(
-        "--tune-epochs", "cluster", type=args.natural, help="of fine-tuning the clusters; default 2"
+        "--tune-epochs",
+        "cluster",
+        type=args.natural,
+        help="of fine-tuning the clusters; default 2, more where training images are few",
+    ),
+    _flag(
+        "--batch",
+        "cluster",
+        type=args.positive,
+        help="training images in a step; default 128, fewer where training images are few",
+    ),
+    _flag(
+        "--rate",
+        "cluster",
+        type=args.above_zero,
+        help="largest learning rate while it prunes, a tenth of it for the clusters; default 0.004",
     ),
     _flag(
         "--accumulator-bits",
@@ -204,8 +219,8 @@ FLAGS: tuple[Flag, ...] = (
         "--epochs",
         "evolve cluster accumulator",
         type=args.amount,
-        help="of fine-tuning: evolve each candidate, default 2; cluster while it prunes, default 10;"
-        " accumulator in the end, default 0",
+        help="of fine-tuning: evolve each candidate, default 2; cluster while it prunes, default 10,"
+        " more where training images are few; accumulator in the end, default 0",
     ),
 )
 """The options that not every method has; their defaults are those of the method."""

@@ -27,6 +27,7 @@ __all__ = [
     "limit_message",
     "make_options",
     "network_digest",
+    "pruning_note",
     "quantize_by",
     "result_rows",
     "result_table",
@@ -44,10 +45,14 @@ METHOD_FILE = "method.json"
 FIGURES = (
     ("ratio", "times smaller than in float32", "{:.2f}"),
     ("sparsity", "weights pruned", "{:.1%}"),
+    ("pruned_search", "  in floats, before clustering", "{:.2%}"),
     ("accumulators", "widest accumulator, bits", "{}"),
     ("evaluations", "evaluations", "{:,}"),
 )
 """What records may hold besides accuracies and cost: name, label and form."""
+
+PRUNING_LOSS = 0.02
+"""Share of the search images that pruning may cost before it is said."""
 
 SAVED = (
     "Saved: against 8 bits for each weight, bias and output and nothing else. Wider biases,"
@@ -249,6 +254,18 @@ def drop_note(result: Result) -> str | None:
         f" {record['options']['max_drop']:.2%} that are allowed and that it keeps on the images it"
         f" was chosen for; the test images may not choose: {room}, or more search images, leave"
         " more room"
+    )
+
+
+def pruning_note(result: Result) -> str | None:
+    """That pruning alone loses much, so that nothing after it can be better; None where it does not."""
+    pruned, exact = result.record.get("pruned_search"), result.search.exact
+    if pruned is None or exact - pruned <= PRUNING_LOSS:
+        return None
+    return (
+        f"the pruned network has {pruned:.2%} on the search images in floats, before clustering, and"
+        f" the network that was given {exact:.2%}; a smaller --sparsity loses less, and more --epochs"
+        " or another --rate may"
     )
 
 

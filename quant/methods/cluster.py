@@ -10,7 +10,7 @@ to the outputs of their layers, and quantisation-aware fine-tuning at the end.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def cluster(
     options = check_options(options, ClusterOptions)
     whole = with_preprocessing(graph, preprocess)
     run = _Run(whole, splits, options, seed, progress or Silent(), state, pruned=pruned)
-    sparse = run.pruned()
+    options, sparse = run.options, run.pruned()
     seen = observe_graph(sparse, splits.search_images[:CALIBRATION_IMAGES])
     assembler = Assembler(sparse)
     clusters = run.clusters(sparse)
@@ -202,13 +202,15 @@ class _Run:
     ) -> None:
         count = options.images
         self._images, self._labels = splits.train_images[:count], splits.train_labels[:count]
-        trains = (options.epochs and pruned is None) or options.tune_epochs
-        if trains and len(self._images) < options.batch:
+        self._schedule = plan = options.schedule(len(self._images))
+        self.options = options = replace(options, **asdict(plan))
+        trains = (plan.epochs and pruned is None) or plan.tune_epochs
+        if trains and len(self._images) < plan.batch:
             raise BadInput(
-                f"pruning needs at least a batch of {options.batch} training images, not"
-                f" {len(self._images)}; give more, or set the epochs to 0"
+                f"pruning needs at least a batch of {plan.batch} training images, not"
+                f" {len(self._images)}; give more or a smaller batch, or set the epochs to 0"
             )
-        self._whole, self._splits, self.options = whole, splits, options
+        self._whole, self._splits = whole, splits
         self._seed = seed = check_seed(seed)
         self.progress, self._given = progress, pruned
         self.history: list[dict[str, Any]] = []
@@ -229,19 +231,18 @@ class _Run:
         """The pruned network."""
         if self._given is not None:
             return self._given
-        options = self.options
+        options, epochs = self.options, self._schedule.epochs
         pruner = Pruner(options.sparsity, options.scope, options.ramp)
-        recipe = options.recipe(options.epochs, options.rate)
         tuner = FineTuner(
             self._whole,
-            images=self._images if options.epochs else self._splits.search_images,
-            labels=self._labels if options.epochs else self._splits.search_labels,
-            recipe=recipe,
+            images=self._images if epochs else self._splits.search_images,
+            labels=self._labels if epochs else self._splits.search_labels,
+            recipe=options.recipe(epochs, options.rate, self._schedule.batch),
             seed=self._seed,
         )
-        if not options.epochs:
+        if not epochs:
             pruner.finish(tuner)
-        self._train("prune", tuner, options.epochs, pruner)
+        self._train("prune", tuner, epochs, pruner)
         return tuner.graph()
 
     def tuned(
@@ -253,7 +254,7 @@ class _Run:
         plan: Plan,
     ) -> FloatGraph:
         """The network fine-tuned with its clusters and formats in the forward pass."""
-        options = self.options
+        options, epochs = self.options, self._schedule.tune_epochs
         maps = {n: tuning_map(clusters[n], plan.layer(n)) for n in plan.layers}
         made = {n: Compensated(maps[n], seen.layers[n]) for n in maps if options.refit}
         # On the integer grid weights begin where pruning left them: from the middle of their steps
@@ -263,7 +264,7 @@ class _Run:
             _moved(sparse, clusters, plan) if fitted else sparse,
             images=self._images,
             labels=self._labels,
-            recipe=options.recipe(options.tune_epochs, options.rate / 10),
+            recipe=options.recipe(epochs, options.rate / 10, self._schedule.batch),
             seed=self._seed + 1,
             weights=maps | {n: one.weights for n, one in made.items()},
             biases={n: one.biases for n, one in made.items()},
@@ -275,7 +276,7 @@ class _Run:
             masks={node.name: node.weight != 0 for node in sparse.mac_nodes},
             teacher=self._whole,
         )
-        self._train("tune", tuner, options.tune_epochs, None)
+        self._train("tune", tuner, epochs, None)
         return tuner.graph()
 
     def _train(self, step: str, tuner: FineTuner, epochs: int, pruner: Pruner | None) -> None:

@@ -15,7 +15,14 @@ import pytest
 
 from hwgen.cli import parser, quantize
 from hwgen.errors import BadInput
-from hwgen.flow.methods import METHODS, SAVED, drop_note, limit_message, saved_method
+from hwgen.flow.methods import (
+    METHODS,
+    SAVED,
+    drop_note,
+    limit_message,
+    pruning_note,
+    saved_method,
+)
 from hwgen.ir import load_network
 from quant.cost import network_cost
 from quant.methods.result import Accuracy, Result
@@ -240,6 +247,16 @@ def test_a_drop_that_only_the_search_images_keep() -> None:
     failed = {**result.record, "limit_met": False, "search_drop": 0.02, "binding": "fc"}
     assert drop_note(replace(result, record=failed)) is None
     assert drop_note(a_result({})) is None
+
+
+def test_pruning_that_costs_much_by_itself() -> None:
+    """It is said: nothing that comes after it makes up for it."""
+    note = pruning_note(a_result({"pruned_search": 0.45}))
+    assert note is not None
+    assert note.startswith("the pruned network has 45.00% on the search images in floats, before")
+    assert "the network that was given 50.00%; a smaller --sparsity" in note
+    assert pruning_note(a_result({"pruned_search": 0.49})) is None
+    assert pruning_note(a_result({})) is None
 
 
 def test_an_accumulator_too_narrow(refused: Refused, tmp_path: Path) -> None:

@@ -119,6 +119,14 @@ def test_values(refused: Refused, tmp_path: Path, options: tuple[str, ...], word
             "--mirror",
             "give --epochs or --tune-epochs of at least 1",
         ),
+        *(
+            (
+                ("cluster", flag, "2", "--epochs", "0", "--tune-epochs", "0"),
+                flag,
+                "give --epochs or --tune-epochs of at least 1",
+            )
+            for flag in ("--batch", "--rate")
+        ),
         (("cluster", "--entry-bits", "6"), "--entry-bits", "give --codebook"),
         (
             ("cluster", "--scope", "layer", "--sparsity", "0"),

@@ -22,6 +22,7 @@ from quant.finetune import FineTuner
 from quant.graph import FloatGraph
 from quant.methods.cluster import ClusterOptions, Scope, Seeding, cluster, prune
 from quant.methods.cluster_layers import cluster_layer, layer_plan, tuned_plan
+from quant.methods.cluster_options import Schedule
 from quant.methods.cluster_prune import cubic, masks_at, sparsity_of
 from quant.methods.cluster_seeds import Swarm, clustered, swarm_levels
 from quant.methods.result import Result
@@ -300,6 +301,33 @@ def test_options_out_of_range(changes: dict[str, Any], message: str) -> None:
         ClusterOptions(**changes)
 
 
+@pytest.mark.parametrize(
+    "images, found",
+    [
+        (0, Schedule(epochs=10, tune_epochs=2, batch=16)),
+        (1_097, Schedule(epochs=30, tune_epochs=6, batch=16)),
+        (2_048, Schedule(epochs=32, tune_epochs=7, batch=32)),
+        (10_000, Schedule(epochs=26, tune_epochs=6, batch=128)),
+        (45_000, Schedule(epochs=10, tune_epochs=2, batch=128)),
+        (60_000, Schedule(epochs=10, tune_epochs=2, batch=128)),
+    ],
+)
+def test_few_images_are_seen_more_often(images: int, found: Schedule) -> None:
+    assert ClusterOptions().schedule(images) == found
+    given = {"epochs": 1, "tune_epochs": 0, "batch": 200}
+    assert ClusterOptions(**given).schedule(images) == Schedule(**given)
+
+
+def test_the_record_tells_the_schedule() -> None:
+    """And not None."""
+    quick = ClusterOptions(images=80, epochs=1)
+    found = model("digits-tiny")
+    result = cluster(found.graph, preprocess=found.preprocess, splits=splits(), options=quick)
+    told = {name: result.record["options"][name] for name in ("epochs", "tune_epochs", "batch")}
+    assert told == {"epochs": 1, "tune_epochs": 80, "batch": 16}
+    assert len(result.record["losses"]["tune"]) == 80
+
+
 def test_swarms_too_small() -> None:
     with pytest.raises(BadInput, match="at least 3 particles"):
         Swarm(particles=2)
@@ -309,7 +337,7 @@ def test_no_training_images() -> None:
     data = splits()
     empty = replace(data, train_images=data.train_images[:0], train_labels=data.train_labels[:0])
     found = model("digits-tiny")
-    with pytest.raises(BadInput, match="at least a batch of 128 training images, not 0"):
+    with pytest.raises(BadInput, match="at least a batch of 16 training images, not 0"):
         cluster(found.graph, preprocess=found.preprocess, splits=empty)
     cluster(
         found.graph,
