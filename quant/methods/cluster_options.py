@@ -90,7 +90,8 @@ class ClusterOptions:
     refit : bool
         Whether levels, codes and biases are then fitted to the outputs of their layers, see
         :mod:`quant.methods.cluster_refit`, and biases make up for the mean of what rounding adds
-        while the network is fine-tuned.
+        while the network is fine-tuned. Without it, too, the step of the integers is that of the
+        least error at the outputs, and biases are corrected once.
     swarm : Swarm
 
     Raises
