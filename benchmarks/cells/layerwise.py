@@ -249,13 +249,13 @@ INTRODUCTION = (
     " cheapest within a drop; the drop is what comes out. `shifts`: scales of weights that are powers of"
     " two. `paper`: the paper's formats and walk, judged on the float network with rounded tensors and"
     " counted as the paper does. **`reproduction`: `paper`, tuned and reported on the test images, as the"
-    " paper did;** its drops are no estimate for new images; on CIFAR-10 the first 2,500 test images tune. Drops are relative"
-    " to the float network's accuracy. An expectation is met where the savings are (`improved` of the"
-    " paper's own networks: more than the paper's; `reproduction` on MNIST: at most 3 points less) and"
-    " the relative drop on the test images is at most 1%, for a reproduction that of the float network"
-    " with rounded tensors, which the paper has. The CIFAR-10 images of the paper's network are not the"
-    " paper's (JPEG), so that its reproduction is told only. What the drop may be on the search images, and"
-    " how much multiplications weigh against memory, stands in each cell's file.\n\n"
+    " paper did;** its drops are no estimate for new images; on CIFAR-10 the first 2,500 test images tune."
+    " Drops are relative to the float network's accuracy. An expectation is met where the savings are"
+    " (`improved` of the paper's own networks: more than the paper's; `reproduction` on MNIST: at most 3"
+    " points less) and the relative drop on the test images is at most 1%, for a reproduction that of the"
+    " float network with rounded tensors, which the paper has. The CIFAR-10 images of the paper's network"
+    " are not the paper's (JPEG), so that its reproduction is told only. What the drop may be on the"
+    " search images, and how much multiplications weigh against memory, stands in each cell's file.\n\n"
 )
 
 
