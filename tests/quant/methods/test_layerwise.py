@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -30,9 +28,9 @@ from quant.methods.layerwise_round import Calibrator, RoundingProblem
 from quant.methods.layerwise_space import Price, Space, Widths
 from quant.methods.layerwise_walk import Kind, Symmetric
 from quant.methods.result import Result
-from quant.progress import Advance
 from quant.splits import Splits
 from tests.quant.methods.cosim import check_hardware
+from tests.quant.methods.stopper import Stop, Stopper
 
 SMALL = LayerwiseOptions(tolerance=0.03, max_drop=0.05, tries=6, images=200)
 PAPER = LayerwiseOptions(mode=LayerwiseMode.PAPER, tolerance=0.02, max_drop=0.04)
@@ -148,26 +146,6 @@ def test_hardware(improved: Result) -> None:
 
 def test_the_same_seed_gives_the_same_network(improved: Result) -> None:
     assert search(SMALL).network.same(improved.network)
-
-
-class Stop(Exception):
-    pass
-
-
-class Stopper:
-    """Progress that stops a search after so many steps."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    @contextmanager
-    def steps(self, what: str, total: int) -> Iterator[Advance]:
-        def advance(done: int, of: int, text: str) -> None:
-            self.left -= 1
-            if self.left < 0:
-                raise Stop
-
-        yield advance
 
 
 @pytest.mark.parametrize(("options", "after"), [(SMALL, 4), (PAPER, 5)])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -32,6 +31,7 @@ from quant.methods.result import Result
 from quant.plan import LayerPlan
 from quant.progress import Advance
 from quant.splits import Splits
+from tests.quant.methods.stopper import Stop, Stopper
 
 AIMED = LayerwiseOptions(memory_saved=0.5, multiplications_saved=0.75, max_drop=0.05, tries=8)
 
@@ -149,26 +149,6 @@ def test_a_drop_beyond_the_limit_names_the_layer_that_binds() -> None:
 
 
 # Interrupted searches.
-
-
-class Stop(Exception):
-    pass
-
-
-class Stopper:
-    """Progress that stops a search after so many steps."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    @contextmanager
-    def steps(self, what: str, total: int) -> Iterator[Advance]:
-        def advance(done: int, of: int, text: str) -> None:
-            self.left -= 1
-            if self.left < 0:
-                raise Stop
-
-        yield advance
 
 
 @pytest.mark.parametrize("after", [0, 5])
