@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hwgen.ir import Fixed
 
-__all__ = ["TensorMap", "fixed_ste", "round_to_fixed", "ste_round", "uniform_ste"]
+__all__ = ["TensorMap", "fixed_ste", "round_to_fixed", "ste_round", "uniform_ste", "without_mean"]
 
 TensorMap = Callable[[Tensor], Tensor]
 """What a forward pass makes of a tensor; of the same shape."""
@@ -70,6 +70,20 @@ def uniform_ste(scale: ArrayLike, low: int, high: int) -> TensorMap:
         return mapped
 
     return apply
+
+
+def without_mean(bias: Tensor, change: Tensor, mean: Tensor) -> Tensor:
+    """Biases ``(out,)`` less the mean that a change of the weights adds to the outputs.
+
+    Parameters
+    ----------
+    bias : Tensor
+    change : Tensor
+        Mapped weights less those before, in the shape of the weight.
+    mean : Tensor
+        Mean input, laid out to broadcast to the weight.
+    """
+    return bias - (change * mean).flatten(1).sum(1)
 
 
 def fixed_ste(form: Fixed) -> TensorMap:

@@ -22,7 +22,7 @@ from quant.formats import Floats
 from quant.graph import Conv, Linear
 from quant.methods.cluster_seeds import Seeding, Swarm, clustered
 from quant.plan import LayerPlan, tensor_scale
-from quant.straight import TensorMap, uniform_ste
+from quant.straight import TensorMap, uniform_ste, without_mean
 
 __all__ = [
     "ClusteredLayer",
@@ -217,7 +217,7 @@ class Compensated:
     def biases(self, b: Tensor) -> Tensor:
         """The map of the biases ``(out,)``."""
         assert self._change is not None
-        return b - (self._change * self._mean).flatten(1).sum(1)
+        return without_mean(b, self._change, self._mean)
 
 
 def tuned_plan(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hwgen.ir import Fixed
 from quant.formats import Floats
-from quant.straight import TensorMap, uniform_ste
+from quant.straight import TensorMap, uniform_ste, without_mean
 
 __all__ = ["ActivationGrid", "BiasCorrection", "WeightGrid"]
 
@@ -108,7 +108,7 @@ class BiasCorrection:
 
     def __call__(self, bias: Tensor) -> Tensor:
         assert self._grid.error is not None
-        return bias - (self._grid.error * self._mean).flatten(1).sum(1)
+        return without_mean(bias, self._grid.error, self._mean)
 
 
 class ActivationGrid:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,14 @@ from hwgen.errors import BadInput
 from hwgen.ir import Network
 from quant.cost import network_cost
 from quant.judge import Score
-from quant.methods.layerwise_search import CENTRE, SWEEPS, Evaluations, Table, moves
+from quant.methods.layerwise_search import (
+    CENTRE,
+    Evaluations,
+    Table,
+    added_loss,
+    cheapest,
+    moves,
+)
 from quant.methods.layerwise_space import NARROWEST, WIDEST, Price, Widths
 from quant.progress import Advance
 
@@ -116,9 +124,7 @@ class AimedSearch:
         )
 
     def _refuse_beyond(self) -> None:
-        """Refuse savings that the narrowest widths miss, before the work.
-
-        Their network is neither kept nor put in the journal: formats of outputs are not settled yet.
+        """Refuse savings that the narrowest widths miss, before the work and without the journal.
 
         Raises
         ------
@@ -126,7 +132,7 @@ class AimedSearch:
         """
         narrowest = self.evaluations.space.uniform(NARROWEST)
         if not self._likely(narrowest):
-            self._check(_savings(self.evaluations.unsettled(narrowest)))
+            self._check(_savings(self.evaluations.network(narrowest)[0]))
 
     def _check(self, most: tuple[float, float]) -> None:
         """Refuse the aim where the savings of the narrowest widths are not enough.
@@ -156,6 +162,11 @@ class AimedSearch:
             gaps = [self._gap(widths, self._saved(widths)) for widths in self._pool]
             self._apart = min(g[0] for g in gaps), min(g[1] for g in gaps)
             self._pool = self._explore(WIDE * self.total)
+
+    def _cost(self, weight: float, share: float, widths: Widths) -> float:
+        """What widths cost, of which multiplications have a share."""
+        work = self.price.work(widths, own=True)
+        return weight * ((1 - share) * self.price.memory(widths) + share * work)
 
     def _enough(self, saved: tuple[float, float]) -> bool:
         return saved[0] >= self.aim.memory and saved[1] >= self.aim.multiplications
@@ -189,16 +200,15 @@ class AimedSearch:
         total = sum(score.loss * score.images for score in scores)
         return total / sum(score.images for score in scores)
 
-    def _added(self, widths: Widths) -> float:
-        return sum(self._table[place, widths.at(place)] for place in range(widths.places))
-
     def _next(self, judged: dict[Widths, float], best: Widths | None, number: int) -> Widths | None:
         """Widths to judge: of the least added loss, or, in the second half, near the best.
 
         None where there are no more.
         """
         if best is not None and 2 * number > self.total:
-            near = sorted((self._added(w), w) for w in _neighbours(best) if self._likely(w))
+            near = sorted(
+                (added_loss(w, self._table), w) for w in _neighbours(best) if self._likely(w)
+            )
             found = self._first([w for _, w in near], judged)
             if found is not None:
                 return found
@@ -216,8 +226,8 @@ class AimedSearch:
 
         Found by steps from the best start, always from the widths of the least added loss so far.
         """
-        start = min(self._starts(), key=lambda w: (self._added(w), w))
-        queue, known = [(self._added(start), start)], {start}
+        start = min(self._starts(), key=lambda w: (added_loss(w, self._table), w))
+        queue, known = [(added_loss(start, self._table), start)], {start}
         found: list[tuple[float, Widths]] = []
         while queue and len(found) < count:
             added, widths = heapq.heappop(queue)
@@ -225,7 +235,7 @@ class AimedSearch:
             for other in _neighbours(widths):
                 if other not in known and self._likely(other):
                     known.add(other)
-                    heapq.heappush(queue, (self._added(other), other))
+                    heapq.heappush(queue, (added_loss(other, self._table), other))
         return [widths for _, widths in sorted(found)]
 
     def _starts(self) -> Iterator[Widths]:
@@ -235,27 +245,10 @@ class AimedSearch:
         for share in SHARES:
             widths = self.evaluations.space.uniform(WIDEST)
             for weight in np.geomspace(1e-4, 1e2, WEIGHTS):
-                widths = self._cheapest(widths, weight * (1 - share), weight * share)
+                widths = cheapest(widths, self._table, partial(self._cost, weight, share))
                 if self._likely(widths):
                     yield widths
                     break
-
-    def _cheapest(self, widths: Widths, memory: float, work: float) -> Widths:
-        """Widths with the least added loss plus weighted costs; place after place."""
-        for _ in range(SWEEPS):
-            before = widths
-            for place in range(widths.places):
-                trials = [widths.moved(place, w) for w in range(NARROWEST, WIDEST + 1)]
-                costs = [
-                    self._table[place, trial.at(place)]
-                    + memory * self.price.memory(trial)
-                    + work * self.price.work(trial, own=True)
-                    for trial in trials
-                ]
-                widths = trials[int(np.argmin(costs))]
-            if widths == before:
-                break
-        return widths
 
 
 def _savings(network: Network) -> tuple[float, float]:

@@ -139,9 +139,7 @@ class RoundingProblem:
     def _rounded(self, scale: Floats, low: int, high: int) -> tuple[Floats, Floats]:
         """Codes ``(out, taps)`` of channels with these scales, and their errors ``(out,)``."""
         codes = np.empty_like(self.target)
-        per = len(codes) // len(self.moments)
-        for index, moments in enumerate(self.moments):
-            part = slice(index * per, (index + 1) * per)
+        for index, (part, moments) in enumerate(zip(self._parts(), self.moments, strict=True)):
             if index not in self._factors:
                 self._factors[index] = _order(moments)
             factors = self._factors[index]
@@ -176,12 +174,8 @@ class RoundingProblem:
     def _squares(self, weights: Floats) -> Floats:
         """Squared error that weights ``(out, taps)`` make in each channel, ``(out,)``."""
         error = self.target - weights
-        per = len(error) // len(self.moments)
-        parts = [
-            ((error[i * per : (i + 1) * per] @ m) * error[i * per : (i + 1) * per]).sum(1)
-            for i, m in enumerate(self.moments)
-        ]
-        return np.concatenate(parts)
+        parts = zip(self._parts(), self.moments, strict=True)
+        return np.concatenate([((error[part] @ m) * error[part]).sum(1) for part, m in parts])
 
 
 def _order(moments: Floats) -> tuple[NDArray[np.intp], Floats]:

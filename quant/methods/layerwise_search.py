@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,15 +75,6 @@ class Evaluations:
         """The network of these widths."""
         plan = self.fitted(widths)[0]
         return self.space.assembler.assemble(plan, name), plan
-
-    def unsettled(self, widths: Widths) -> Network:
-        """The network of these widths before :meth:`losses` has settled the steps of outputs.
-
-        It is not remembered.
-        """
-        bits = dict(zip(self.space.layers, widths.weights, strict=True))
-        plan, _ = self.calibrator.fit(bits, self.space.formats(widths), self.biases)
-        return self.space.assembler.assemble(plan)
 
     def whole(self, widths: Widths, floor: int) -> Score:
         """The score of the network of these widths, fitted to them."""
@@ -277,33 +269,18 @@ class Search:
                 self.history.append(entry)
         return score if good else None
 
-    def _added(self, widths: Widths, table: Table) -> float:
-        return sum(table[place, widths.at(place)] for place in range(widths.places))
-
     def _path(self, table: Table) -> list[Widths]:
         """Networks of least added loss per price, from the dearest to the cheapest."""
         space = self.evaluations.space
         found: dict[Widths, float] = {}
         widths = space.uniform(WIDEST)
         for weight in np.geomspace(1e-5, 1e3, 200):
-            widths = self._cheapest(widths, table, float(weight))
+            widths = cheapest(widths, table, partial(self._cost, float(weight)))
             found[widths] = self.price.total(widths)
         return sorted(found, key=lambda w: (-found[w], w))
 
-    def _cheapest(self, widths: Widths, table: Table, weight: float) -> Widths:
-        """Widths with the least added loss plus ``weight`` times price; place after place."""
-        for _ in range(SWEEPS):
-            before = widths
-            for place in range(widths.places):
-                trials = [widths.moved(place, w) for w in range(NARROWEST, WIDEST + 1)]
-                costs = [
-                    table[place, trial.at(place)] + weight * self.price.total(trial)
-                    for trial in trials
-                ]
-                widths = trials[int(np.argmin(costs))]
-            if widths == before:
-                break
-        return widths
+    def _cost(self, weight: float, widths: Widths) -> float:
+        return weight * self.price.total(widths)
 
     def _along(self, path: list[Widths], best: Widths, score: Score) -> tuple[Widths, Score]:
         """The cheapest good network on the path: by bisection, then a few places further."""
@@ -354,10 +331,10 @@ class Search:
         """So many steps from widths that promise most; None where none is left."""
         widths = start
         for _ in range(stride):
-            price, added = self.price.total(widths), self._added(widths, table)
+            price, added = self.price.total(widths), added_loss(widths, table)
             for choose in (moves, _more_moves):
                 rated = [
-                    ((self._added(w, table) - added) / (price - self.price.total(w)), w)
+                    ((added_loss(w, table) - added) / (price - self.price.total(w)), w)
                     for w in choose(widths)
                     if w not in refused and self.price.total(w) < price - WORTH
                 ]
@@ -367,6 +344,24 @@ class Search:
                 break
             widths = min(rated)[1]
         return None if widths == start else widths
+
+
+def added_loss(widths: Widths, table: Table) -> float:
+    """The losses that all widths add, summed."""
+    return sum(table[place, widths.at(place)] for place in range(widths.places))
+
+
+def cheapest(widths: Widths, table: Table, cost: Callable[[Widths], float]) -> Widths:
+    """Widths with the least added loss plus cost; place after place, from given ones on."""
+    for _ in range(SWEEPS):
+        before = widths
+        for place in range(widths.places):
+            trials = [widths.moved(place, w) for w in range(NARROWEST, WIDEST + 1)]
+            costs = [table[place, trial.at(place)] + cost(trial) for trial in trials]
+            widths = trials[int(np.argmin(costs))]
+        if widths == before:
+            break
+    return widths
 
 
 def moves(widths: Widths) -> list[Widths]:
