@@ -174,19 +174,30 @@ def _how(refit: bool) -> str:
     return "fitted" if refit else "without the fit"
 
 
+class _Places:
+    """Where something is more accurate, is not, or hardly differs."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[str]] = {"It is": [], "It is not": [], "It hardly differs": []}
+
+    def add(self, gain: float, where: str) -> None:
+        """Count a gain of accuracy."""
+        word = "It hardly differs" if abs(gain) <= NOISE else "It is" if gain > 0 else "It is not"
+        self._found[word].append(where)
+
+    def __str__(self) -> str:
+        return ". ".join(f"{word} at {'; '.join(f)}" for word, f in self._found.items() if f)
+
+
 def _swarm(groups: Mapping[_Kind, list[dict[str, Any]]], *, refit: bool) -> list[str]:
     """Where the swarm's start does better than exact clusters, with or without the fit."""
-    lines = []
-    places: dict[str, list[str]] = {"it is": [], "it is not": [], "it hardly differs": []}
+    lines, places = [], _Places()
     for kind, other in groups.items():
         swarm = groups.get(kind._replace(seeding="pso"))
         if kind.seeding != "exact" or kind.refit != refit or swarm is None:
             continue
         gain = _test(swarm) - _test(other)
-        alike = abs(gain) <= NOISE
-        places["it hardly differs" if alike else "it is" if gain > 0 else "it is not"].append(
-            kind.form
-        )
+        places.add(gain, kind.form)
         lines.append(
             f"- {kind.form}, {_how(refit)}: the swarm's clusters have"
             f" {mean(_squares(r) for r in swarm):.3f} times the squares of exact clusters"
@@ -194,10 +205,9 @@ def _swarm(groups: Mapping[_Kind, list[dict[str, Any]]], *, refit: bool) -> list
             f" {'more' if gain >= 0 else 'less'} accuracy on test."
         )
     if lines:
-        told = [f"{word} at {'; '.join(found)}" for word, found in places.items() if found]
         lines.append(
             f"- Is the swarm more accurate on test than exact clusters, {_how(refit)}, by more than"
-            f" {points(NOISE, 1)} points? {'. '.join(t.capitalize() for t in told)}. In squares it never is"
+            f" {points(NOISE, 1)} points? {places}. In squares it never is"
             " better, as exact clusters have the least."
         )
     return lines
@@ -205,7 +215,7 @@ def _swarm(groups: Mapping[_Kind, list[dict[str, Any]]], *, refit: bool) -> list
 
 def _alone(groups: Mapping[_Kind, list[dict[str, Any]]]) -> list[str]:
     """Where each weight on the grid by itself does better than the best start of clusters."""
-    places: dict[str, list[str]] = {"it is": [], "it is not": [], "it hardly differs": []}
+    places = _Places()
     for kind, found in groups.items():
         others = [
             other
@@ -216,17 +226,15 @@ def _alone(groups: Mapping[_Kind, list[dict[str, Any]]]) -> list[str]:
             continue
         best = max(others, key=_test)
         gain = _test(found) - _test(best)
-        word = "it hardly differs" if abs(gain) <= NOISE else "it is" if gain > 0 else "it is not"
         more = (
             f"{points(abs(gain))} {'more' if gain >= 0 else 'less'} than {_kind(best[0]).seeding}"
         )
-        places[word].append(f"{kind.form}, {_how(kind.refit)} ({more})")
-    told = [f"{word} at {'; '.join(found)}" for word, found in places.items() if found]
-    if not told:
+        places.add(gain, f"{kind.form}, {_how(kind.refit)} ({more})")
+    if not str(places):
         return []
     text = (
         "- Is each weight on the grid by itself (*none*) more accurate on test than the best start of"
-        f" clusters, by more than {points(NOISE, 1)} points? {'. '.join(t.capitalize() for t in told)}."
+        f" clusters, by more than {points(NOISE, 1)} points? {places}."
     )
     return [text]
 
